@@ -1,1 +1,115 @@
-//! TBD
+//! The gateway: Socket.IO and HTTP towards visitors, agents and integrators; NATS towards the
+//! persisters. It never writes to Postgres.
+//!
+//! One message's way: [`events`] takes it from a socket, [`send`] checks it, [`publisher`] puts it
+//! into the log; once it is stored, [`delivery`] hears of it and [`rooms`] emits it.
+
+pub mod chats;
+pub mod client_info;
+pub mod config;
+pub mod connection;
+pub mod delivery;
+pub mod error;
+pub mod events;
+pub mod history;
+pub mod known;
+pub mod lane;
+pub mod opened;
+pub mod payload;
+pub mod problem;
+pub mod publisher;
+pub mod ready;
+pub mod rooms;
+pub mod routes;
+pub mod schema;
+pub mod send;
+pub mod serve;
+pub mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::lifecycle::Stop;
+use shared::log;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::delivery::Delivery;
+use crate::history::History;
+use crate::known::KnownSessions;
+use crate::opened::OpenedSessions;
+use crate::publisher::Publisher;
+use crate::ready::Readiness;
+use crate::rooms::Rooms;
+
+/// Longest wait for the sends that are on their way when the stop comes; their acks have a bound of
+/// their own below it.
+const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for sockets to close: one that does not read would hold it for ever.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What every part of the gateway shares.
+pub struct Gateway {
+    /// The settings.
+    pub config: Config,
+    /// Which socket is in which session.
+    pub rooms: Rooms,
+    /// The way into the log.
+    pub publisher: Publisher,
+    /// Which sessions exist.
+    pub known: KnownSessions,
+    /// Who waits for a session to be stored.
+    pub opened: OpenedSessions,
+    /// What is stored.
+    pub history: History,
+}
+
+/// Runs a gateway on these listeners until it is stopped.
+pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> anyhow::Result<()> {
+    let (nats, _) = shared::nats::connect(&config.nats, "gateway").await?;
+    let history = History::connect(&config.database);
+    let jetstream = async_nats::jetstream::new(nats.clone());
+    let readiness = Readiness::new(nats.clone(), history.clone());
+    let Some(log) = log::open_until_done(&jetstream, config.log, &stop).await? else {
+        return Ok(());
+    };
+    let Some(()) = schema::wait(&history, &stop).await? else { return Ok(()) };
+
+    let gateway = Arc::new(Gateway {
+        rooms: Rooms::default(),
+        publisher: Publisher::new(nats.clone(), config.log.partitions),
+        known: KnownSessions::new(history.clone(), log.clone(), config.log.partitions),
+        opened: OpenedSessions::default(),
+        history,
+        config,
+    });
+    let Some(delivery) = Delivery::start(&gateway, &nats, &log, &stop).await? else {
+        return Ok(());
+    };
+    let delivering = Stop::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(delivery.run(delivering.clone()));
+    tasks.spawn(opened::listen(gateway.clone(), nats.clone(), delivering.clone()));
+
+    let (router, io) = routes::router(&gateway, readiness);
+    tasks.spawn(serve::serve(listeners, router, stop.clone()));
+    tokio::select! {
+        () = stop.cancelled() => {}
+        Some(ended) = tasks.join_next() => { ended??; anyhow::bail!("a task ended that should run for ever") }
+    }
+    let shutdown = async {
+        tokio::time::timeout(IN_FLIGHT_TIMEOUT, gateway.publisher.settled()).await.ok();
+        // Emitting after the close would panic: delivery ends first.
+        delivering.cancel();
+        tokio::time::timeout(CLOSE_TIMEOUT, io.close()).await.ok();
+        while let Some(ended) = tasks.join_next().await {
+            ended??;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(gateway.config.shutdown, shutdown).await.unwrap_or_else(|_| {
+        tracing::warn!("not everything ended within the deadline");
+        Ok(())
+    })
+}

@@ -1,1 +1,69 @@
-//! TBD
+//! The persister: reads requests from the log in order, stores them in Postgres, announces them.
+//!
+//! One record's way: [`reader`] takes it from the log, [`batch`] decodes it with its neighbours,
+//! [`store`] commits them with the offsets in one statement, [`announcer`] tells the gateways. The
+//! loop around them is [`persist`]; [`ownership`] says for which partitions it runs.
+
+pub mod announcer;
+pub mod batch;
+pub mod config;
+pub mod health;
+pub mod migrate;
+pub mod ownership;
+pub mod persist;
+pub mod reader;
+pub mod store;
+pub mod verify;
+
+use shared::lifecycle::Stop;
+use shared::log;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::ownership::Ownership;
+use crate::store::Store;
+
+/// Runs a persister until it is stopped: migrates, takes its share of the partitions, stores.
+///
+/// `health` is where `/health` and `/ready` are served.
+pub async fn run(config: Config, health: TcpListener, stop: Stop) -> anyhow::Result<()> {
+    let (nats, disturbances) = shared::nats::connect(&config.nats, "persister").await?;
+    let worker = Uuid::new_v4();
+    let store = Store::connect(&config.database, worker);
+    let readiness = health::Readiness::new(nats.clone(), store.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(health::serve(health, readiness.clone(), stop.clone()));
+
+    let jetstream = async_nats::jetstream::new(nats.clone());
+    let Some(()) = migrate::until_done(&config.database, &stop).await? else { return Ok(()) };
+    let Some(log) = log::open_until_done(&jetstream, config.log, &stop).await? else {
+        return Ok(());
+    };
+    let Some(()) = store.prepare_until_done(config.log.partitions, &stop).await else {
+        return Ok(());
+    };
+
+    let (ownership, owned) = Ownership::new(store.clone(), nats.clone());
+    readiness.follow(owned.clone());
+    let work_stop = stop.clone();
+    tasks.spawn(async move { ownership.run(&work_stop).await });
+    let persister = persist::Persister::new(store.clone(), log, nats.clone(), owned, disturbances);
+    let work_stop = stop.clone();
+    tasks.spawn(async move { persister.run(&work_stop).await });
+    tracing::info!(%worker, "persister started");
+
+    let ended =
+        shared::lifecycle::until_deadline(&stop, config.shutdown, all(&mut tasks, &stop)).await;
+    ended.unwrap_or_else(|| anyhow::bail!("not everything ended within the deadline"))
+}
+
+/// Waits for every task; one that ends before the stop ends the process.
+async fn all(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &Stop) -> anyhow::Result<()> {
+    while let Some(ended) = tasks.join_next().await {
+        ended??;
+        anyhow::ensure!(stop.is_cancelled(), "a task ended that should run for ever");
+    }
+    Ok(())
+}

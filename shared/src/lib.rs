@@ -1,1 +1,25 @@
-//! TBD
+//! The contract between the gateway and the persister.
+//!
+//! Domain types that are parsed once at the edge ([`ids`], [`content`], [`message`]), what travels
+//! over NATS ([`request`], [`announcement`], [`subjects`], [`partition`], [`log`]), and what both
+//! processes need to live ([`settings`], [`database`], [`nats`], [`telemetry`], [`lifecycle`]).
+//! It serves nothing and stores nothing.
+
+pub mod announcement;
+pub mod content;
+pub mod database;
+pub mod ids;
+pub mod lifecycle;
+pub mod log;
+pub mod message;
+pub mod nats;
+pub mod partition;
+pub mod request;
+pub mod settings;
+pub mod subjects;
+pub mod telemetry;
+pub mod timestamp;
+
+/// The migration that both services need to be applied: the number of the newest file in
+/// `migrations/`.
+pub const SCHEMA_VERSION: i64 = 2;

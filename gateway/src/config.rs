@@ -1,0 +1,208 @@
+//! The gateway's settings.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use shared::content::DEFAULT_MAX_CONTENT_CHARS;
+use shared::database::Database;
+use shared::log::LogSettings;
+use shared::nats::NatsUrl;
+use shared::settings::{self, Mistakes, Setting, Settings, Switch};
+use shared::telemetry::{Filter, LogFormat};
+
+/// Settings that only the gateway has.
+pub const OWN: &[Setting] = &[
+    Setting {
+        name: "HOST",
+        default: "localhost",
+        help: "Address to listen on; localhost is 127.0.0.1 and ::1, 0.0.0.0 or :: is every address",
+    },
+    Setting { name: "PORT", default: "4000", help: "Port to listen on" },
+    Setting {
+        name: "ALLOW_INSECURE_OPEN",
+        default: "false",
+        help: "true serves everybody everything on other addresses than loopback too: nobody authenticates",
+    },
+    Setting {
+        name: "CORS_ORIGINS",
+        default: "*",
+        help: "Origins that browsers may call from, separated by commas; * is every origin",
+    },
+    Setting {
+        name: "MAX_CONTENT_CHARS",
+        default: "8000",
+        help: "Most characters (Unicode scalar values) of a message",
+    },
+    Setting {
+        name: "MAX_PAYLOAD_BYTES",
+        default: "1100000",
+        help: "Most bytes of one Socket.IO packet; a larger one ends its connection",
+    },
+];
+
+/// Everything a gateway is told.
+#[derive(Debug)]
+pub struct Config {
+    /// Postgres.
+    pub database: Database,
+    /// NATS.
+    pub nats: NatsUrl,
+    /// The log in NATS.
+    pub log: LogSettings,
+    /// Where to listen.
+    pub host: Host,
+    /// Port to listen on; 0 lets the system choose.
+    pub port: u16,
+    /// Who may call from a browser.
+    pub cors_origins: Origins,
+    /// Most Unicode scalar values of a message.
+    pub max_content_chars: usize,
+    /// Most bytes of a Socket.IO packet.
+    pub max_payload_bytes: usize,
+    /// Longest time from the stop to the end.
+    pub shutdown: Duration,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// `127.0.0.1` and, where there is one, `::1`.
+    Localhost,
+    /// One address.
+    Address(IpAddr),
+}
+
+impl Host {
+    /// Whether nobody but this machine can connect.
+    pub fn is_loopback(&self) -> bool {
+        match self {
+            Self::Localhost => true,
+            Self::Address(address) => address.to_canonical().is_loopback(),
+        }
+    }
+}
+
+impl FromStr for Host {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "localhost" {
+            return Ok(Self::Localhost);
+        }
+        let address = text.trim_matches(['[', ']']).parse();
+        address.map(Self::Address).map_err(|_| "must be localhost or an IP address")
+    }
+}
+
+/// Origins that browsers may call from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origins {
+    /// Everybody, as the seed.
+    Any,
+    /// Only these.
+    List(Vec<HeaderValue>),
+}
+
+impl FromStr for Origins {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "*" {
+            return Ok(Self::Any);
+        }
+        let origin = |text: &str| {
+            let origin = text.trim().trim_end_matches('/');
+            let valid = origin.starts_with("http://") || origin.starts_with("https://");
+            HeaderValue::from_str(origin).ok().filter(|_| valid)
+        };
+        let origins: Option<Vec<_>> = text.split(',').map(origin).collect();
+        origins
+            .map(Self::List)
+            .ok_or("must be * or origins such as https://example.com, separated by commas")
+    }
+}
+
+/// The settings as `--help` prints them.
+pub fn help() -> String {
+    settings::help(&[settings::COMMON, OWN])
+}
+
+/// Reads the environment and `.env`; logging is started with what they say.
+pub fn from_environment() -> Result<Config, Mistakes> {
+    let mut settings = Settings::from_environment(&[settings::COMMON, OWN]);
+    let filter: Filter = settings.get("RUST_LOG");
+    let format: LogFormat = settings.get("LOG_FORMAT");
+    let config = read(settings)?;
+    shared::telemetry::start(filter, format);
+    config.database.warn_of_unknown_parameters();
+    Ok(config)
+}
+
+fn read(mut settings: Settings) -> Result<Config, Mistakes> {
+    let config = Config {
+        database: settings.get("DATABASE_URL"),
+        nats: settings.get("NATS_URL"),
+        log: LogSettings::read(&mut settings),
+        host: settings.get("HOST"),
+        port: settings.get("PORT"),
+        cors_origins: settings.get("CORS_ORIGINS"),
+        max_content_chars: settings.get("MAX_CONTENT_CHARS"),
+        max_payload_bytes: settings.get("MAX_PAYLOAD_BYTES"),
+        shutdown: Duration::from_secs(settings.get("SHUTDOWN_SECONDS")),
+    };
+    let open: Switch = settings.get("ALLOW_INSECURE_OPEN");
+    if !config.host.is_loopback() && !open.0 {
+        settings.mistake(
+            "HOST: listening beyond this machine lets everybody read and write every conversation; say \
+             ALLOW_INSECURE_OPEN=true if that is meant, or keep HOST=localhost behind a proxy of yours",
+        );
+    }
+    if config.max_content_chars == 0 {
+        settings.mistake("MAX_CONTENT_CHARS: must be at least 1");
+    }
+    if config.max_payload_bytes < DEFAULT_MAX_CONTENT_CHARS {
+        settings.mistake("MAX_PAYLOAD_BYTES: must be at least 8000");
+    }
+    settings.finish()?;
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(set: &'static [(&str, &str)]) -> Result<Config, Mistakes> {
+        let find = move |name: &str| set.iter().find(|(key, _)| *key == name);
+        read(Settings::new(&[settings::COMMON, OWN], move |name| {
+            find(name).map(|(_, value)| (*value).into())
+        }))
+    }
+
+    #[test]
+    fn every_default_holds() {
+        let config = config(&[]).unwrap();
+        assert_eq!((config.host, config.port), (Host::Localhost, 4000));
+        assert_eq!(config.max_content_chars, DEFAULT_MAX_CONTENT_CHARS);
+        assert_eq!(config.cors_origins, Origins::Any);
+    }
+
+    #[test]
+    fn open_mode_off_loopback_needs_to_be_said_in_so_many_words() {
+        for host in ["0.0.0.0", "::", "192.0.2.1"] {
+            let set = Box::leak(Box::new([("HOST", host)]));
+            assert!(config(set).unwrap_err().to_string().contains("ALLOW_INSECURE_OPEN=true"));
+        }
+        assert!(config(&[("HOST", "0.0.0.0"), ("ALLOW_INSECURE_OPEN", "true")]).is_ok());
+        assert!(config(&[("HOST", "127.0.0.2")]).is_ok());
+    }
+
+    #[test]
+    fn each_mistake_is_a_line() {
+        let mistakes =
+            config(&[("PORT", "x"), ("CORS_ORIGINS", "example.com"), ("PARTITIONS", "0")]);
+        let lines = mistakes.unwrap_err().to_string();
+        assert_eq!(lines.lines().count(), 3, "{lines}");
+    }
+}

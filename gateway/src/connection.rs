@@ -1,0 +1,129 @@
+//! One client's connection: its two lanes, the rooms it is in, and how it is answered.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use shared::ids::SessionId;
+use socketioxide::extract::{AckSender, SocketRef};
+use socketioxide::{SendError, SocketError};
+
+use crate::Gateway;
+use crate::error::ClientError;
+use crate::lane::Lane;
+use crate::send::SendJob;
+use crate::session::SessionJob;
+
+/// Sends that wait at a time: twice what the busiest honest client was seen to emit at once.
+const SENDS_MAX: usize = 4_096;
+/// Bytes of the sends that wait.
+const SEND_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Joins and reads that wait at a time.
+const SESSION_JOBS_MAX: usize = 64;
+/// Bytes of the joins and reads that wait.
+const SESSION_BYTES_MAX: usize = 256 * 1024;
+
+/// What the gateway keeps of a connected socket.
+pub struct Connection {
+    /// The gateway it is connected to.
+    pub gateway: Arc<Gateway>,
+    /// Sends, published in the order they arrived.
+    pub sends: Arc<Lane<SendJob>>,
+    /// Joins and reads: a slow one never holds up a send.
+    pub sessions: Arc<Lane<SessionJob>>,
+    joined: Mutex<Joined>,
+}
+
+/// The rooms of a socket.
+#[derive(Default)]
+struct Joined {
+    sessions: Vec<SessionId>,
+    closed: bool,
+}
+
+impl Connection {
+    /// A connection that is in no room yet.
+    pub fn new(gateway: Arc<Gateway>) -> Self {
+        Self {
+            gateway,
+            sends: Arc::new(Lane::new(SENDS_MAX, SEND_BYTES_MAX)),
+            sessions: Arc::new(Lane::new(SESSION_JOBS_MAX, SESSION_BYTES_MAX)),
+            joined: Mutex::default(),
+        }
+    }
+
+    /// Joins a session's room; a socket that has left meanwhile joins nothing.
+    pub fn join(&self, session: SessionId, socket: &SocketRef) {
+        let mut joined = self.joined();
+        if !joined.closed && self.gateway.rooms.join(session, socket) {
+            joined.sessions.push(session);
+        }
+    }
+
+    /// Leaves a session's room.
+    pub fn leave(&self, session: SessionId, socket: &SocketRef) {
+        self.joined().sessions.retain(|joined| *joined != session);
+        self.gateway.rooms.leave(session, socket);
+    }
+
+    /// The socket is gone.
+    pub fn close(&self, socket: &SocketRef) {
+        let mut joined = self.joined();
+        joined.closed = true;
+        for session in std::mem::take(&mut joined.sessions) {
+            self.gateway.rooms.leave(session, socket);
+        }
+    }
+
+    fn joined(&self) -> MutexGuard<'_, Joined> {
+        self.joined.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How one event is answered.
+pub struct Answer {
+    /// Who asked.
+    pub socket: SocketRef,
+    /// Whether the client waits for the answer.
+    pub wanted: bool,
+    ack: AckSender,
+}
+
+/// An answer that is only an error.
+#[derive(Serialize)]
+struct Refusal<'a> {
+    error: &'a ClientError,
+}
+
+impl Answer {
+    /// The answer to an event of this socket.
+    pub fn new(socket: SocketRef, ack: AckSender, wanted: bool) -> Self {
+        Self { socket, wanted, ack }
+    }
+
+    /// Answers, if the client waits for it.
+    pub fn send<T: Serialize>(self, answer: &T) {
+        let Self { socket, ack, .. } = self;
+        check(&socket, ack.send(answer));
+    }
+
+    /// Answers with an error, if the client waits for it.
+    pub fn refuse(self, error: &ClientError) {
+        self.send(&Refusal { error });
+    }
+
+    /// Emits an event to the client alone.
+    pub fn emit<T: Serialize>(&self, event: &str, data: &T) {
+        check(&self.socket, self.socket.emit(event, data));
+    }
+}
+
+/// A client that cannot take an answer must come back, or it would wait for it.
+fn check(socket: &SocketRef, sent: Result<(), SendError>) {
+    match sent {
+        Ok(()) | Err(SendError::Socket(SocketError::Closed)) => {}
+        Err(error) => {
+            tracing::warn!(socket = %socket.id, %error, "a client takes no answers, disconnecting it");
+            socket.clone().disconnect().ok();
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Errors that a client is told: one list of codes for sockets and HTTP.
+
+use serde::Serialize;
+use shared::content::InvalidContent;
+
+/// The codes of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The payload is not what the event takes.
+    InvalidPayload,
+    /// No such session.
+    SessionNotFound,
+    /// Over a size limit.
+    TooLarge,
+    /// The log is full or too slow: surely nothing was taken, try again.
+    Overloaded,
+    /// Nobody knows what became of it: send it again with a `clientOffset`.
+    Unavailable,
+}
+
+/// What a client is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClientError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+}
+
+impl ClientError {
+    /// An error with a text for people.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// No session has this id.
+    pub fn session_not_found() -> Self {
+        Self::new(ErrorCode::SessionNotFound, "there is no session with this id")
+    }
+
+    /// A queue is full.
+    pub fn overloaded() -> Self {
+        Self::new(ErrorCode::Overloaded, "too busy, nothing was taken: try again")
+    }
+
+    /// A service did not answer.
+    pub fn unavailable() -> Self {
+        Self::new(ErrorCode::Unavailable, "not available now: send it again with a clientOffset")
+    }
+}
+
+impl From<InvalidContent> for ClientError {
+    fn from(error: InvalidContent) -> Self {
+        let code = match error {
+            InvalidContent::TooLong { .. } => ErrorCode::TooLarge,
+            InvalidContent::Empty | InvalidContent::Nul => ErrorCode::InvalidPayload,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_written_as_the_contract_says() {
+        let json = serde_json::to_string(&ClientError::session_not_found()).unwrap();
+        assert_eq!(
+            json,
+            r#"{"code":"session_not_found","message":"there is no session with this id"}"#
+        );
+        let too_long = ClientError::from(InvalidContent::TooLong { max_chars: 5 });
+        assert_eq!(serde_json::to_value(too_long.code).unwrap(), "too_large");
+    }
+}

@@ -1,0 +1,51 @@
+//! Every event that a client may emit, on one screen.
+
+use std::future::ready;
+use std::sync::Arc;
+
+use shared::message::Sender;
+use socketioxide::SocketIo;
+use socketioxide::extract::{AckSender, SocketRef};
+
+use crate::Gateway;
+use crate::connection::{Answer, Connection};
+use crate::error::{ClientError, ErrorCode};
+use crate::payload::RawEvent;
+use crate::{send, session};
+
+/// Serves the default namespace.
+pub fn register(io: &SocketIo, gateway: &Arc<Gateway>) {
+    let gateway = Arc::clone(gateway);
+    io.ns("/", move |socket: SocketRef| {
+        on_connect(&socket, &gateway);
+        ready(())
+    });
+}
+
+/// Registers the handlers before anything is awaited: a client may emit at once.
+///
+/// One handler takes every event, inline in the socket's read loop; it only queues. Handlers that
+/// await run out of order, and a handler per event costs memory per socket.
+fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
+    tracing::debug!(socket = %socket.id, "client connected");
+    let connection = Arc::new(Connection::new(Arc::clone(gateway)));
+    let leaving = Arc::clone(&connection);
+    socket.on_fallback(move |socket: SocketRef, event: RawEvent, ack: AckSender| {
+        dispatch(&connection, &event, Answer::new(socket, ack, event.wants_ack));
+        ready(())
+    });
+    socket.on_disconnect(move |socket: SocketRef| {
+        tracing::debug!(socket = %socket.id, "client disconnected");
+        leaving.close(&socket);
+        ready(())
+    });
+}
+
+fn dispatch(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
+    match event.name().as_str() {
+        "init_session" => session::on_init_session(connection, event, answer),
+        "user_message" => send::on_send(connection, Sender::User, event, answer),
+        "admin_message" => send::on_send(connection, Sender::Admin, event, answer),
+        _ => answer.refuse(&ClientError::new(ErrorCode::InvalidPayload, "there is no such event")),
+    }
+}

@@ -1,0 +1,283 @@
+//! All SQL of the gateway: it only reads, from the primary, by a pool of its own.
+
+use std::time::Duration;
+
+use shared::announcement::{Epoch, Position};
+use shared::database::Database;
+use shared::ids::SessionId;
+use shared::message::Message;
+use shared::partition::Partition;
+use shared::timestamp::Timestamp;
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use time::PrimitiveDateTime;
+
+/// Connections unless the URL's `connection_limit` says otherwise.
+const CONNECTIONS: u32 = 8;
+/// Bound of a wait for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bound of a statement on the server: a future that is dropped does not end its query.
+const STATEMENT_TIMEOUT_MS: u32 = 10_000;
+/// Bound of a statement as seen from here: a cut network answers nothing.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
+
+const SESSION_EXISTS: &str = r#"SELECT EXISTS (SELECT FROM "ChatSession" WHERE "sessionId" = $1)"#;
+
+/// A page of a session's messages, oldest first.
+const MESSAGES: &str = r#"
+    SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq"
+    FROM "Message" m
+    WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+      AND m."seq" > $2
+    ORDER BY m."seq" LIMIT $3"#;
+
+/// A page of sessions, newest first.
+const SESSIONS: &str = r#"
+    SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession"
+    WHERE ("createdAt", "id") < (coalesce($1::timestamp, 'infinity'), $2)
+    ORDER BY "createdAt" DESC, "id" DESC LIMIT $3"#;
+
+/// A page of the messages of some sessions, session by session, oldest first.
+const MESSAGES_OF: &str = r#"
+    SELECT s."ord", m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq"
+    FROM unnest($1::text[]) WITH ORDINALITY AS s ("id", "ord")
+    CROSS JOIN LATERAL (
+        SELECT * FROM "Message" m
+        WHERE m."chatSessionId" = s."id" AND m."seq" > CASE WHEN s."ord" = $2 THEN $3 ELSE -1 END
+        ORDER BY m."seq" LIMIT $4
+    ) m
+    WHERE s."ord" >= $2
+    ORDER BY s."ord", m."seq" LIMIT $4"#;
+
+/// Where each partition stands: its epoch and its last stored message.
+const POSITIONS: &str = r#"
+    SELECT p."partition", p."epoch", coalesce(last."logSequence", 0)
+    FROM "LogPartition" p
+    LEFT JOIN LATERAL (
+        SELECT m."logSequence" FROM "Message" m
+        WHERE m."logEpoch" = p."epoch" ORDER BY m."logSequence" DESC LIMIT 1
+    ) last ON true"#;
+
+/// What a partition stored after a position, in the order of the log: the rest of that epoch, then
+/// the epochs that followed it.
+const STORED_AFTER: &str = r#"
+    SELECT s."sessionId", m."logEpoch", m."logSequence",
+           m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq"
+    FROM "LogEpoch" e
+    JOIN "Message" m ON m."logEpoch" = e."epoch"
+    JOIN "ChatSession" s ON s."id" = m."chatSessionId"
+    WHERE e."partition" = $1
+      AND e."ordinal" >= (SELECT known."ordinal" FROM "LogEpoch" known WHERE known."epoch" = $2)
+      AND m."logSequence" > CASE WHEN e."epoch" = $2 THEN $3 ELSE 0 END
+    ORDER BY e."ordinal", m."logSequence" LIMIT $4"#;
+
+/// The epochs of a partition from a known one on.
+const EPOCHS_FROM: &str = r#"
+    SELECT e."epoch" FROM "LogEpoch" e
+    WHERE e."partition" = $1
+      AND e."ordinal" >= (SELECT known."ordinal" FROM "LogEpoch" known WHERE known."epoch" = $2)
+    ORDER BY e."ordinal""#;
+
+/// The newest migration that is applied; null where there is none.
+const SCHEMA_VERSION: &str = r#"SELECT max("version") FROM "_sqlx_migrations" WHERE "success""#;
+
+/// Reads what is stored. Cheap to clone.
+#[derive(Clone)]
+pub struct History {
+    pool: PgPool,
+}
+
+/// A message as it is stored.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct StoredMessage {
+    id: String,
+    sender: String,
+    content: String,
+    created_at: PrimitiveDateTime,
+    #[sqlx(rename = "isAI")]
+    is_ai: bool,
+    chat_session_id: String,
+    /// Orders the messages of a session.
+    pub seq: i64,
+}
+
+impl StoredMessage {
+    /// As every client sees it.
+    pub fn to_message(&self) -> Message<'_> {
+        Message {
+            id: &self.id,
+            sender: &self.sender,
+            content: &self.content,
+            created_at: Timestamp::from_column(self.created_at),
+            is_ai: self.is_ai,
+            chat_session_id: &self.chat_session_id,
+        }
+    }
+}
+
+/// A message of one of several sessions.
+#[derive(Debug, sqlx::FromRow)]
+pub struct MessageOf {
+    /// Which of the sessions that were asked for, from 1.
+    pub ord: i64,
+    /// The message.
+    #[sqlx(flatten)]
+    pub message: StoredMessage,
+}
+
+/// A message and its place in the log.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct LoggedMessage {
+    /// Its session, as the client names it.
+    pub session_id: String,
+    log_epoch: i64,
+    log_sequence: i64,
+    /// The message.
+    #[sqlx(flatten)]
+    pub message: StoredMessage,
+}
+
+impl LoggedMessage {
+    /// Where it stood in the log.
+    pub fn position(&self) -> Position {
+        Position { epoch: Epoch(self.log_epoch), sequence: self.log_sequence.cast_unsigned() }
+    }
+}
+
+/// A session as it is stored.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct StoredSession {
+    /// Primary key.
+    pub id: String,
+    /// What clients call it.
+    pub session_id: String,
+    /// The visitor's address.
+    pub ip: Option<String>,
+    /// The visitor's browser.
+    pub user_agent: Option<String>,
+    /// When it was opened.
+    pub created_at: PrimitiveDateTime,
+}
+
+impl History {
+    /// Prepares the pool; connects when first used.
+    pub fn connect(database: &Database) -> Self {
+        let options = database
+            .options
+            .clone()
+            .application_name("chat-gateway")
+            .options([("statement_timeout", STATEMENT_TIMEOUT_MS.to_string())]);
+        let pool = PgPoolOptions::new()
+            .max_connections(database.connection_limit.unwrap_or(CONNECTIONS))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(options);
+        Self { pool }
+    }
+
+    /// Whether Postgres answers.
+    pub async fn ping(&self) -> sqlx::Result<()> {
+        answered(sqlx::query("SELECT 1").execute(&self.pool)).await.map(drop)
+    }
+
+    /// Whether this is a replica, whose answers may be of the past.
+    pub async fn is_replica(&self) -> sqlx::Result<bool> {
+        answered(sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(&self.pool)).await
+    }
+
+    /// The newest migration that is applied.
+    pub async fn schema_version(&self) -> sqlx::Result<Option<i64>> {
+        answered(sqlx::query_scalar(SCHEMA_VERSION).fetch_one(&self.pool)).await
+    }
+
+    /// Whether a session is stored.
+    pub async fn session_exists(&self, session: SessionId) -> sqlx::Result<bool> {
+        let query = sqlx::query_scalar(SESSION_EXISTS).bind(session.to_string());
+        answered(query.fetch_one(&self.pool)).await
+    }
+
+    /// At most `limit` messages of a session after `seq`, oldest first. An adopter's session may have
+    /// any text as its id.
+    pub async fn messages(
+        &self,
+        session: &str,
+        seq: i64,
+        limit: u16,
+    ) -> sqlx::Result<Vec<StoredMessage>> {
+        let query =
+            sqlx::query_as(MESSAGES).bind(session.to_owned()).bind(seq).bind(i64::from(limit));
+        answered(query.fetch_all(&self.pool)).await
+    }
+
+    /// At most `limit` sessions after the given one, newest first.
+    pub async fn sessions(
+        &self,
+        after: Option<&StoredSession>,
+        limit: u16,
+    ) -> sqlx::Result<Vec<StoredSession>> {
+        let query = sqlx::query_as(SESSIONS)
+            .bind(after.map(|session| session.created_at))
+            .bind(after.map(|session| session.id.clone()).unwrap_or_default())
+            .bind(i64::from(limit));
+        answered(query.fetch_all(&self.pool)).await
+    }
+
+    /// At most `limit` messages of the sessions with these keys: from the `ord`th session on (from 1),
+    /// of that one after `seq`.
+    pub async fn messages_of(
+        &self,
+        ids: &[String],
+        (ord, seq): (i64, i64),
+        limit: u16,
+    ) -> sqlx::Result<Vec<MessageOf>> {
+        let query = sqlx::query_as(MESSAGES_OF)
+            .bind(ids.to_vec())
+            .bind(ord)
+            .bind(seq)
+            .bind(i64::from(limit));
+        answered(query.fetch_all(&self.pool)).await
+    }
+
+    /// Where every partition stands.
+    pub async fn positions(&self) -> sqlx::Result<Vec<(Partition, Position)>> {
+        let rows: Vec<(i16, i64, i64)> =
+            answered(sqlx::query_as(POSITIONS).fetch_all(&self.pool)).await?;
+        let position = |(partition, epoch, sequence): (i16, i64, i64)| {
+            let position = Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() };
+            (Partition::new(partition.unsigned_abs()), position)
+        };
+        Ok(rows.into_iter().map(position).collect())
+    }
+
+    /// At most `limit` messages that a partition stored after a position, in log order.
+    pub async fn stored_after(
+        &self,
+        partition: Partition,
+        position: Position,
+        limit: u16,
+    ) -> sqlx::Result<Vec<LoggedMessage>> {
+        let query = sqlx::query_as(STORED_AFTER)
+            .bind(partition.to_column())
+            .bind(position.epoch.0)
+            .bind(position.sequence.cast_signed())
+            .bind(i64::from(limit));
+        answered(query.fetch_all(&self.pool)).await
+    }
+
+    /// The epochs of a partition, from a known one on.
+    pub async fn epochs_from(
+        &self,
+        partition: Partition,
+        known: Epoch,
+    ) -> sqlx::Result<Vec<Epoch>> {
+        let query = sqlx::query_scalar(EPOCHS_FROM).bind(partition.to_column()).bind(known.0);
+        let epochs: Vec<i64> = answered(query.fetch_all(&self.pool)).await?;
+        Ok(epochs.into_iter().map(Epoch).collect())
+    }
+}
+
+/// Bounds the wait for an answer.
+async fn answered<T>(query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    tokio::time::timeout(ANSWER_TIMEOUT, query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+}

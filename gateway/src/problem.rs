@@ -1,0 +1,49 @@
+//! Errors over HTTP: `application/problem+json`, RFC 9457.
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+/// What went wrong with a request.
+#[derive(Debug, Serialize)]
+pub struct Problem {
+    /// HTTP status, again in the body.
+    pub status: u16,
+    /// The status in words.
+    pub title: &'static str,
+    /// What this request did wrong, or what failed.
+    pub detail: String,
+}
+
+impl Problem {
+    /// A problem with a text for people.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        let title = status.canonical_reason().unwrap_or("Error");
+        Self { status: status.as_u16(), title, detail: detail.into() }
+    }
+
+    /// Nothing is served at this path.
+    pub fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "nothing is served at this path")
+    }
+
+    /// The path is served, but not to this method.
+    pub fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not served at this path")
+    }
+}
+
+impl From<sqlx::Error> for Problem {
+    fn from(error: sqlx::Error) -> Self {
+        tracing::warn!(%error, "history cannot be read");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the history cannot be read now, try again")
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+    }
+}

@@ -1,0 +1,110 @@
+//! The way into the log: publishes requests and learns whether JetStream took them.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::connection::State;
+use async_nats::jetstream::context::{
+    ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind,
+};
+use async_nats::jetstream::{self, ErrorCode};
+use shared::ids::SessionId;
+use shared::partition::PartitionCount;
+use shared::request::Request;
+use shared::subjects;
+use tokio::sync::Semaphore;
+
+use crate::error::{ClientError, ErrorCode as Code};
+
+/// Requests on their way to the log at a time. It bounds memory and the wait of the last one: at
+/// 30,000 a second it is a seventh of a second.
+const IN_FLIGHT_MAX: u32 = 4_096;
+/// Longest wait for JetStream's ack. With the wait for a place before it, a client hears within 5 s.
+const ACK_TIMEOUT: Duration = Duration::from_millis(3_500);
+/// Longest wait for a place among those on their way.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Publishes requests.
+pub struct Publisher {
+    client: Client,
+    jetstream: jetstream::Context,
+    partitions: PartitionCount,
+    places: Arc<Semaphore>,
+}
+
+/// A request that is on its way to the log.
+pub struct OnItsWay {
+    ack: PublishAckFuture,
+    _place: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Publisher {
+    /// Publishes over this connection.
+    pub fn new(client: Client, partitions: PartitionCount) -> Self {
+        let jetstream = ContextBuilder::new()
+            .timeout(ACK_TIMEOUT)
+            // Ours bounds it first; the library's would block without a word.
+            .max_ack_inflight(2 * IN_FLIGHT_MAX as usize)
+            .build(client.clone());
+        Self {
+            client,
+            jetstream,
+            partitions,
+            places: Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize)),
+        }
+    }
+
+    /// Puts a request on its way. Requests get into the log in the order of these calls.
+    pub async fn publish(
+        &self,
+        session: SessionId,
+        request: &Request,
+    ) -> Result<OnItsWay, ClientError> {
+        // Without a connection the library would queue it, and store it some time later.
+        if self.client.connection_state() != State::Connected {
+            return Err(ClientError::unavailable());
+        }
+        let payload = request.encode().map_err(|_| ClientError::unavailable())?;
+        let subject = subjects::request(self.partitions.partition_of(session), session);
+        let sent = async {
+            let place = Arc::clone(&self.places).acquire_owned().await;
+            let place = place.map_err(|_| ClientError::unavailable())?;
+            let ack = self.jetstream.publish(subject, payload.into()).await;
+            Ok(OnItsWay { ack: ack.map_err(|error| client_error(&error))?, _place: place })
+        };
+        tokio::time::timeout(PLACE_TIMEOUT, sent)
+            .await
+            .unwrap_or_else(|_| Err(ClientError::overloaded()))
+    }
+
+    /// Waits until nothing is on its way.
+    pub async fn settled(&self) {
+        drop(self.places.acquire_many(IN_FLIGHT_MAX).await);
+    }
+}
+
+impl OnItsWay {
+    /// Waits until the request is in the log.
+    pub async fn accepted(self) -> Result<(), ClientError> {
+        self.ack.await.map(drop).map_err(|error| client_error(&error))
+    }
+}
+
+/// What a failed publish means for the client: only a refusal by the server is surely not taken.
+fn client_error(error: &PublishError) -> ClientError {
+    let refused = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    match refused.map(jetstream::Error::error_code) {
+        Some(ErrorCode::STREAM_STORE_FAILED | ErrorCode::INSUFFICIENT_RESOURCES) => {
+            tracing::warn!(%error, "the log is full");
+            return ClientError::overloaded();
+        }
+        Some(_) => tracing::warn!(%error, "the log refuses a request"),
+        None => tracing::debug!(%error, "a request may not have reached the log"),
+    }
+    if error.kind() == PublishErrorKind::MaxPayloadExceeded {
+        return ClientError::new(Code::TooLarge, "larger than the log takes");
+    }
+    ClientError::unavailable()
+}

@@ -1,0 +1,122 @@
+//! Tells the gateways what was stored: after the commit, in log order, with its place.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::connection::State;
+use bytes::Bytes;
+use shared::announcement::{Announcement, Position};
+use shared::message::Message;
+use shared::partition::Partition;
+use shared::subjects;
+use shared::timestamp::Timestamp;
+
+use crate::batch::{Batch, MessageRow};
+use crate::store::Committed;
+
+/// Longest wait for room in the connection's queue. Gateways find what is not announced by the
+/// positions, so nothing may hold up the storing.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Announces for one term of ownership; knows the last announced position of each partition.
+pub struct Announcer {
+    client: Client,
+    positions: HashMap<Partition, Position>,
+}
+
+impl Announcer {
+    /// Goes on after the given positions.
+    pub fn new(client: Client, positions: HashMap<Partition, Position>) -> Self {
+        Self { client, positions }
+    }
+
+    /// Announces what a commit stored.
+    pub async fn announce(&mut self, batch: &Batch, committed: &Committed) {
+        for (subject, announcement, payload) in self.announcements(batch, committed) {
+            self.publish(subject, Some(announcement), payload).await;
+        }
+        for row in batch.sessions.iter().filter(|row| committed.opened.contains(&row.session)) {
+            self.publish(subjects::opened(row.place.partition, row.session), None, Bytes::new())
+                .await;
+        }
+    }
+
+    /// Repeats the last position of every partition.
+    pub async fn repeat_positions(&self) {
+        for (partition, position) in &self.positions {
+            let announcement = Announcement { position: *position, previous: position.sequence };
+            self.publish(subjects::position(*partition), Some(announcement), Bytes::new()).await;
+        }
+    }
+
+    /// The announcements of a commit; moves the positions.
+    fn announcements(
+        &mut self,
+        batch: &Batch,
+        committed: &Committed,
+    ) -> Vec<(String, Announcement, Bytes)> {
+        let mut stored = committed.stored.iter().peekable();
+        let mut announcements = Vec::with_capacity(committed.stored.len());
+        let mut rows: Vec<&MessageRow> = batch.messages.iter().collect();
+        rows.sort_unstable_by_key(|row| row.place.sequence);
+        for row in rows {
+            let Some((_, chat)) = stored.next_if(|(sequence, _)| *sequence == row.place.sequence)
+            else {
+                continue;
+            };
+            let Some(announcement) = self.advance(row.place.partition, row.place.sequence) else {
+                continue;
+            };
+            match serde_json::to_vec(&message(row, chat)) {
+                Ok(json) => announcements.push((
+                    subjects::saved(row.place.partition, row.session),
+                    announcement,
+                    json.into(),
+                )),
+                Err(error) => tracing::error!(%error, "a stored message cannot be written as JSON"),
+            }
+        }
+        announcements
+    }
+
+    /// Moves a partition's position to a new sequence.
+    fn advance(&mut self, partition: Partition, sequence: u64) -> Option<Announcement> {
+        let position = self.positions.get_mut(&partition)?;
+        let previous = std::mem::replace(&mut position.sequence, sequence);
+        Some(Announcement { position: *position, previous })
+    }
+
+    async fn publish(&self, subject: String, announcement: Option<Announcement>, payload: Bytes) {
+        // Without a connection the queue would only fill with what gateways read from Postgres.
+        if self.client.connection_state() != State::Connected {
+            return;
+        }
+        let published = async {
+            match announcement {
+                Some(announcement) => {
+                    self.client
+                        .publish_with_headers(subject, announcement.to_headers(), payload)
+                        .await
+                }
+                None => self.client.publish(subject, payload).await,
+            }
+        };
+        match tokio::time::timeout(PUBLISH_TIMEOUT, published).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "an announcement was not published"),
+            Err(_) => tracing::warn!("an announcement was not published: NATS takes nothing"),
+        }
+    }
+}
+
+fn message<'a>(row: &'a MessageRow, chat: &'a str) -> Message<'a> {
+    Message {
+        id: row.new.id.as_str(),
+        sender: row.new.sender.as_str(),
+        content: row.new.content.as_str(),
+        created_at: Timestamp::truncate(row.place.recorded_at),
+        is_ai: row.new.is_ai,
+        chat_session_id: chat,
+    }
+}

@@ -1,0 +1,152 @@
+//! The pure step: bytes of the log in, rows and rejects out.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use shared::ids::SessionId;
+use shared::partition::Partition;
+use shared::request::{NewMessage, NewSession, Request};
+use time::OffsetDateTime;
+
+/// A record as it stands in the log.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Where it stands.
+    pub place: Place,
+    /// Subject, which names partition and session.
+    pub subject: String,
+    /// Its bytes, hopefully a [`Request`].
+    pub payload: Bytes,
+}
+
+/// Where a record stands in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its partition.
+    pub partition: Partition,
+    /// Its stream sequence.
+    pub sequence: u64,
+    /// When the log took it.
+    pub recorded_at: OffsetDateTime,
+}
+
+/// What to commit together. The records of a partition are in log order.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The last record of each partition: the offset moves there.
+    pub last: BTreeMap<Partition, Place>,
+    /// Sessions to open.
+    pub sessions: Vec<SessionRow>,
+    /// Messages to store.
+    pub messages: Vec<MessageRow>,
+    /// Records to set aside.
+    pub rejects: Vec<Reject>,
+}
+
+/// A session to open.
+#[derive(Debug)]
+pub struct SessionRow {
+    /// Where its record stands.
+    pub place: Place,
+    /// Which session.
+    pub session: SessionId,
+    /// The rest of the row.
+    pub new: NewSession,
+}
+
+/// A message to store.
+#[derive(Debug)]
+pub struct MessageRow {
+    /// Where its record stands.
+    pub place: Place,
+    /// Its session.
+    pub session: SessionId,
+    /// The rest of the row.
+    pub new: NewMessage,
+}
+
+/// A record to set aside.
+#[derive(Debug)]
+pub struct Reject {
+    /// The record.
+    pub record: Record,
+    /// Why it cannot be stored.
+    pub reason: String,
+}
+
+/// Decodes records; those of one partition must be in log order.
+pub fn prepare(records: &[Record]) -> Batch {
+    let mut batch = Batch::default();
+    for record in records {
+        batch.add(record);
+    }
+    batch
+}
+
+/// A batch that only sets this record aside.
+pub fn reject(record: Record, reason: String) -> Batch {
+    let last = BTreeMap::from([(record.place.partition, record.place)]);
+    Batch { last, rejects: vec![Reject { record, reason }], ..Batch::default() }
+}
+
+impl Batch {
+    fn add(&mut self, record: &Record) {
+        let place = record.place;
+        self.last.insert(place.partition, place);
+        match decode(record) {
+            Ok((session, Request::Session(new))) => {
+                self.sessions.push(SessionRow { place, session, new });
+            }
+            Ok((session, Request::Message(new))) => {
+                self.messages.push(MessageRow { place, session, new });
+            }
+            Err(reason) => self.rejects.push(Reject { record: record.clone(), reason }),
+        }
+    }
+}
+
+fn decode(record: &Record) -> Result<(SessionId, Request), String> {
+    let (_, session) = shared::subjects::parse(&record.subject)
+        .ok_or_else(|| format!("subject {} names no session", record.subject))?;
+    let request = Request::decode(&record.payload).map_err(|error| error.to_string())?;
+    Ok((session, request))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(sequence: u64, partition: u16, payload: &str) -> Record {
+        let partition = Partition::new(partition);
+        let recorded_at = OffsetDateTime::UNIX_EPOCH;
+        Record {
+            place: Place { partition, sequence, recorded_at },
+            subject: shared::subjects::request(partition, SessionId::random()),
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+        }
+    }
+
+    const SESSION: &str =
+        r#"{"session":{"id":"cm4abc123000000000000000a","ip":null,"userAgent":null}}"#;
+    const MESSAGE: &str =
+        r#"{"message":{"id":"cm4xyz789000000000000000a","sender":"user","content":"Hello!"}}"#;
+
+    #[test]
+    fn rows_keep_the_order_of_the_log() {
+        let batch = prepare(&[record(1, 0, SESSION), record(2, 1, MESSAGE), record(5, 0, MESSAGE)]);
+        assert_eq!(batch.sessions.len(), 1);
+        let sequences: Vec<_> = batch.messages.iter().map(|row| row.place.sequence).collect();
+        assert_eq!(sequences, [2, 5]);
+        let last: Vec<_> = batch.last.values().map(|place| place.sequence).collect();
+        assert_eq!(last, [5, 2]);
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_set_aside_and_moves_the_offset() {
+        let mut foreign = record(8, 2, MESSAGE);
+        foreign.subject = "chat.requests.2.nobody".into();
+        let batch = prepare(&[record(7, 2, "garbage"), foreign]);
+        assert_eq!((batch.rejects.len(), batch.messages.len()), (2, 0));
+        assert_eq!(batch.last[&Partition::new(2)].sequence, 8);
+    }
+}

@@ -1,0 +1,54 @@
+//! The persister's settings.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use shared::database::Database;
+use shared::log::LogSettings;
+use shared::nats::NatsUrl;
+use shared::settings::{self, Mistakes, Setting, Settings};
+use shared::telemetry::{Filter, LogFormat};
+
+/// Settings that only the persister has.
+pub const OWN: &[Setting] = &[Setting {
+    name: "OPS_ADDRESS",
+    default: "127.0.0.1:4010",
+    help: "Where the persister serves /health and /ready",
+}];
+
+/// Everything a persister is told.
+#[derive(Debug)]
+pub struct Config {
+    /// Postgres.
+    pub database: Database,
+    /// NATS.
+    pub nats: NatsUrl,
+    /// The log in NATS.
+    pub log: LogSettings,
+    /// Where health is served.
+    pub ops_address: SocketAddr,
+    /// Longest time from the stop to the end.
+    pub shutdown: Duration,
+}
+
+/// The settings as `--help` prints them.
+pub fn help() -> String {
+    settings::help(&[settings::COMMON, OWN])
+}
+
+/// Reads the environment and `.env`; logging is started with what they say.
+pub fn from_environment() -> Result<Config, Mistakes> {
+    let mut settings = Settings::from_environment(&[settings::COMMON, OWN]);
+    let filter: Filter = settings.get("RUST_LOG");
+    let format: LogFormat = settings.get("LOG_FORMAT");
+    let config = Config {
+        database: settings.get("DATABASE_URL"),
+        nats: settings.get("NATS_URL"),
+        log: LogSettings::read(&mut settings),
+        ops_address: settings.get("OPS_ADDRESS"),
+        shutdown: Duration::from_secs(settings.get("SHUTDOWN_SECONDS")),
+    };
+    settings.finish()?;
+    shared::telemetry::start(filter, format);
+    Ok(config)
+}

@@ -1,0 +1,96 @@
+//! Health of the persister over HTTP: `/health` while the process lives, `/ready` while it can work.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use shared::lifecycle::Stop;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::ownership::Owned;
+use crate::store::Store;
+
+/// Longest wait for Postgres before it counts as away.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for the answer of a persister that is asked for its health.
+const ASK_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// What readiness depends on.
+#[derive(Clone)]
+pub struct Readiness {
+    client: async_nats::Client,
+    store: Store,
+    owned: std::sync::Arc<std::sync::OnceLock<Owned>>,
+}
+
+impl Readiness {
+    /// Not ready before [`Readiness::follow`].
+    pub fn new(client: async_nats::Client, store: Store) -> Self {
+        Self { client, store, owned: std::sync::Arc::default() }
+    }
+
+    /// From now on it is ready when it has looked for its share.
+    pub fn follow(&self, owned: Owned) {
+        self.owned.set(owned).ok();
+    }
+
+    /// One line per dependency, and whether all are well.
+    async fn report(&self) -> (StatusCode, String) {
+        let postgres = tokio::time::timeout(PING_TIMEOUT, self.store.ping())
+            .await
+            .is_ok_and(|ping| ping.is_ok());
+        let nats = self.client.connection_state() == State::Connected;
+        let started = self.owned.get().is_some();
+        let state = |well| if well { "ok" } else { "unavailable" };
+        let text = format!(
+            "postgres: {}\nnats: {}\npartitions: {}\n",
+            state(postgres),
+            state(nats),
+            self.owned
+                .get()
+                .map_or_else(|| "starting".to_owned(), |owned| owned.borrow().len().to_string()),
+        );
+        let ready = postgres && nats && started;
+        (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
+    }
+}
+
+/// Serves until the stop.
+pub async fn serve(listener: TcpListener, readiness: Readiness, stop: Stop) -> anyhow::Result<()> {
+    let stopping = stop.clone();
+    let ready = move || async move {
+        if stopping.is_cancelled() {
+            return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+        }
+        readiness.report().await
+    };
+    let health = || async { ([("content-type", "application/json")], r#"{"status":"ok"}"#) };
+    let router = Router::new().route("/health", get(health)).route("/ready", get(ready));
+    let serving = axum::serve(listener, router).into_future();
+    // Answers until the stop; an answer that is under way then is not worth waiting for.
+    stop.run_until_cancelled(serving).await.unwrap_or(Ok(()))?;
+    Ok(())
+}
+
+/// Asks the persister at this address whether it is ready; its report is the error.
+pub async fn ask(address: SocketAddr) -> anyhow::Result<()> {
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /ready HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = tokio::time::timeout(ASK_TIMEOUT, asked).await??;
+    let ready = answer.split(' ').nth(1) == Some("200");
+    anyhow::ensure!(
+        ready,
+        "not ready: {}",
+        answer.split("\r\n\r\n").nth(1).unwrap_or(&answer).trim()
+    );
+    Ok(())
+}

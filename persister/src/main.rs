@@ -1,0 +1,62 @@
+//! The persister's command line.
+
+use clap::{Parser, Subcommand};
+use persister::{config, health, migrate};
+use shared::lifecycle::stop_on_signal;
+use tokio::net::TcpListener;
+
+/// Stores what the log holds in Postgres, exactly once and in order, and announces it.
+///
+/// Without a command it migrates the database and runs until it is stopped.
+#[derive(Parser)]
+#[command(version, after_long_help = config::help(), after_help = config::help())]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Brings the database up to date.
+    Migrate {
+        #[command(subcommand)]
+        command: Option<MigrateCommand>,
+    },
+    /// Asks the persister that runs here whether it is ready; exit status 0 if it is.
+    Health,
+}
+
+#[derive(Subcommand)]
+enum MigrateCommand {
+    /// Lists the migrations and which of them are applied.
+    Status,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> std::process::ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments).await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let config = config::from_environment()?;
+    match arguments.command {
+        None => {
+            let health = TcpListener::bind(config.ops_address).await.map_err(|error| {
+                anyhow::anyhow!("OPS_ADDRESS: cannot listen on {}: {error}", config.ops_address)
+            })?;
+            persister::run(config, health, stop_on_signal()?).await
+        }
+        Some(Command::Migrate { command: None }) => migrate::run(&config.database).await,
+        Some(Command::Migrate { command: Some(MigrateCommand::Status) }) => {
+            migrate::print_status(&config.database).await
+        }
+        Some(Command::Health) => health::ask(config.ops_address).await,
+    }
+}

@@ -1,0 +1,130 @@
+//! Migrations, each on a connection of its own: a failed one keeps its advisory lock for as long as
+//! the connection lives.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use shared::database::Database;
+use shared::lifecycle::{Backoff, Stop, pause};
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
+use sqlx::{Connection, Executor, PgConnection};
+
+/// Everything in `migrations/`.
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+
+/// Oldest server whose SQL we use, as in `server_version_num`.
+const OLDEST_SERVER: i32 = 140_000;
+
+/// Pauses between tries while the database cannot be reached.
+const PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Brings the database up to date.
+pub async fn run(database: &Database) -> anyhow::Result<()> {
+    let mut connection = connect(database).await?;
+    let done = apply(&mut connection, database).await;
+    // Whatever happened: the end of the connection frees the lock.
+    connection.close().await.ok();
+    done
+}
+
+/// Brings the database up to date as soon as it can be reached. `None` if the stop came first.
+pub async fn until_done(database: &Database, stop: &Stop) -> anyhow::Result<Option<()>> {
+    let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+    loop {
+        match run(database).await {
+            Ok(()) => return Ok(Some(())),
+            Err(error) if is_final(&error) => return Err(error),
+            Err(error) => tracing::warn!("the database cannot be migrated yet: {error:#}"),
+        }
+        if !pause(stop, backoff.pause()).await {
+            return Ok(None);
+        }
+    }
+}
+
+/// Prints a line for each migration.
+pub async fn print_status(database: &Database) -> anyhow::Result<()> {
+    let mut connection = connect(database).await?;
+    let applied = applied(&mut connection).await;
+    connection.close().await.ok();
+    let applied = applied?;
+    for migration in MIGRATIONS.iter() {
+        let state = if applied.contains(&migration.version) { "applied" } else { "pending" };
+        println!("{state}  {}  {}", migration.version, migration.description);
+    }
+    Ok(())
+}
+
+async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
+    let connecting = PgConnection::connect_with(&database.options);
+    let connected = tokio::time::timeout(database.connect_timeout, connecting).await;
+    let text = || format!("Postgres at {database} cannot be reached (DATABASE_URL)");
+    connected.map_err(anyhow::Error::from).and_then(|done| Ok(done?)).with_context(text)
+}
+
+async fn apply(connection: &mut PgConnection, database: &Database) -> anyhow::Result<()> {
+    let version: i32 = sqlx::query_scalar("SELECT current_setting('server_version_num')::int")
+        .fetch_one(&mut *connection)
+        .await?;
+    if version < OLDEST_SERVER {
+        anyhow::bail!(TooOld(version / 10_000));
+    }
+    make_schema(connection, &database.schema).await?;
+    MIGRATIONS.run_direct(None, &mut *connection, false).await.context("migrating the database")
+}
+
+/// The schema that the URL names, as Prisma makes it.
+async fn make_schema(connection: &mut PgConnection, schema: &str) -> sqlx::Result<()> {
+    let exists: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)")
+            .bind(schema)
+            .fetch_one(&mut *connection)
+            .await?;
+    if !exists {
+        // The name was checked when the URL was parsed; it holds no quote.
+        let statement = format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"");
+        connection.execute(sqlx::AssertSqlSafe(statement)).await?;
+    }
+    Ok(())
+}
+
+async fn applied(connection: &mut PgConnection) -> anyhow::Result<Vec<i64>> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
+    if !exists {
+        return Ok(Vec::new());
+    }
+    let applied = connection.list_applied_migrations("_sqlx_migrations").await?;
+    Ok(applied.into_iter().map(|migration| migration.version).collect())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("Postgres {0} is too old, 14 or newer is needed")]
+struct TooOld(i32);
+
+/// Errors that waiting does not mend: they end the process with their text.
+fn is_final(error: &anyhow::Error) -> bool {
+    if error.is::<TooOld>() {
+        return true;
+    }
+    match error.downcast_ref::<MigrateError>() {
+        Some(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
+            matches!(error, sqlx::Error::Database(_)) && !crate::store::is_passing(error)
+        }
+        Some(_) => true,
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_services_mean_the_newest_migration() {
+        let newest = MIGRATIONS.iter().map(|migration| migration.version).max();
+        assert_eq!(newest, Some(shared::SCHEMA_VERSION));
+    }
+}

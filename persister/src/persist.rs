@@ -1,0 +1,263 @@
+//! The loop. A *term* lasts while the owned partitions, the connection and the log stay as they
+//! are; when one of them changes, the next term starts again from the committed offsets.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::stream::Stream;
+use futures_util::future::try_join_all;
+use shared::announcement::Position;
+use shared::lifecycle::{Backoff, Stop, pause};
+use shared::nats::Disturbances;
+use shared::partition::Partition;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::announcer::Announcer;
+use crate::batch::{self, Batch, Record};
+use crate::ownership::Owned;
+use crate::reader::LogReader;
+use crate::store::{self, Committed, Offset, Store};
+use crate::verify::{self, StreamState, Verdict};
+
+/// How often positions are repeated: what a gateway missed it learns within this time.
+const POSITION_INTERVAL: Duration = Duration::from_secs(1);
+/// Pauses between tries while the database or the log cannot be used.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Stores what the log holds for the owned partitions.
+pub struct Persister {
+    store: Store,
+    log: Stream,
+    client: Client,
+    owned: Owned,
+    disturbances: Disturbances,
+}
+
+/// One term: offsets as of now, reader and announcer that go on from there.
+struct Term {
+    reader: LogReader,
+    announcer: Announcer,
+    offsets: HashMap<Partition, Position>,
+    stream: StreamState,
+}
+
+/// Why a term ended, where it was no error.
+enum Ended {
+    /// Partitions or the connection changed, or another worker was faster.
+    Changed,
+    /// The process ends.
+    Stopped,
+}
+
+impl Persister {
+    /// Everything the loop needs.
+    pub fn new(
+        store: Store,
+        log: Stream,
+        client: Client,
+        owned: Owned,
+        disturbances: Disturbances,
+    ) -> Self {
+        Self { store, log, client, owned, disturbances }
+    }
+
+    /// Runs terms until the stop.
+    pub async fn run(mut self, stop: &Stop) -> anyhow::Result<()> {
+        let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+        while !stop.is_cancelled() {
+            match self.term(stop, &mut backoff).await {
+                Ok(Ended::Changed) => {}
+                Ok(Ended::Stopped) => break,
+                Err(error) => {
+                    tracing::warn!("reading the log anew: {error:#}");
+                    pause(stop, backoff.pause()).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn term(&mut self, stop: &Stop, backoff: &mut Backoff) -> anyhow::Result<Ended> {
+        let partitions = self.owned.borrow_and_update().clone();
+        self.disturbances.borrow_and_update();
+        if partitions.is_empty() {
+            return interrupted(&mut self.owned, &mut self.disturbances, stop).await;
+        }
+        let mut term = self.begin(&partitions).await?;
+        let mut positions = interval(POSITION_INTERVAL);
+        positions.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let records = tokio::select! {
+                biased;
+                ended = interrupted(&mut self.owned, &mut self.disturbances, stop) => return ended,
+                _ = positions.tick() => {
+                    term.announcer.repeat_positions().await;
+                    continue;
+                }
+                records = term.reader.next_batch() => records.map_err(anyhow::Error::from_boxed)?,
+            };
+            if !self.store_records(&mut term, &records, stop).await? {
+                return Ok(Ended::Changed);
+            }
+            backoff.reset();
+        }
+    }
+
+    /// Reads the offsets, makes sure that they belong to this log, opens the log behind them.
+    async fn begin(&self, partitions: &[Partition]) -> anyhow::Result<Term> {
+        // The stream is looked at before the partitions in it: see `LogReader::open`.
+        let stream = verify::stream_state(&self.log).await.map_err(anyhow::Error::from_boxed)?;
+        let mut offsets = self.store.offsets(partitions).await?;
+        if self.begin_epochs(&stream, &offsets).await? {
+            offsets = self.store.offsets(partitions).await?;
+        }
+        let stored: BTreeMap<_, _> =
+            offsets.iter().map(|offset| (offset.partition, offset.stored.sequence)).collect();
+        let reader = LogReader::open(&self.log, &self.client, &stream, &stored).await;
+        let announced =
+            offsets.iter().map(|offset| (offset.partition, announced(offset))).collect();
+        Ok(Term {
+            reader: reader.map_err(anyhow::Error::from_boxed)?,
+            announcer: Announcer::new(self.client.clone(), announced),
+            offsets: offsets.iter().map(|offset| (offset.partition, offset.stored)).collect(),
+            stream,
+        })
+    }
+
+    /// Begins a new epoch where the log is not the one that an offset was taken from.
+    async fn begin_epochs(&self, stream: &StreamState, offsets: &[Offset]) -> anyhow::Result<bool> {
+        let verdicts = offsets.iter().map(|offset| verify::verify(&self.log, stream, offset));
+        let verdicts = try_join_all(verdicts).await.map_err(anyhow::Error::from_boxed)?;
+        let mut begun = false;
+        for (offset, verdict) in offsets.iter().zip(verdicts) {
+            let (partition, sequence) = (offset.partition, offset.stored.sequence);
+            match verdict {
+                Verdict::Same => {}
+                Verdict::Trimmed => tracing::error!(
+                    %partition, from = sequence + 1, to = stream.state.first_sequence - 1,
+                    "the log was trimmed beyond what is stored: records of partition {partition} in this \
+                     range are lost, if there were any"
+                ),
+                Verdict::Another(why) => {
+                    tracing::error!(
+                        %partition, sequence,
+                        "this is not the log that partition {partition} was stored from ({why}): what was \
+                         acked and not yet stored is gone; reading what there is from its start"
+                    );
+                    self.store.begin_epoch(partition, offset.stored.epoch).await?;
+                    begun = true;
+                }
+            }
+        }
+        Ok(begun)
+    }
+
+    /// Stores records and announces them. `false` if the term cannot go on.
+    async fn store_records(
+        &self,
+        term: &mut Term,
+        records: &[Record],
+        stop: &Stop,
+    ) -> anyhow::Result<bool> {
+        match self.commit(term, &batch::prepare(records), stop).await? {
+            Outcome::Settled(all) => Ok(all),
+            Outcome::Refused(error) => {
+                tracing::warn!(%error, records = records.len(), "Postgres refuses a batch, trying each record alone");
+                self.store_each(term, records, stop).await
+            }
+        }
+    }
+
+    async fn store_each(
+        &self,
+        term: &mut Term,
+        records: &[Record],
+        stop: &Stop,
+    ) -> anyhow::Result<bool> {
+        for record in records {
+            let alone = batch::prepare(std::slice::from_ref(record));
+            let settled = match self.commit(term, &alone, stop).await? {
+                Outcome::Settled(all) => all,
+                Outcome::Refused(error) => {
+                    let reject = batch::reject(record.clone(), error.to_string());
+                    matches!(self.commit(term, &reject, stop).await?, Outcome::Settled(true))
+                }
+            };
+            if !settled {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Commits until Postgres takes or refuses it, or the partitions are no longer ours.
+    async fn commit(&self, term: &mut Term, batch: &Batch, stop: &Stop) -> anyhow::Result<Outcome> {
+        let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+        loop {
+            let expected = |partition| term.offsets[&partition];
+            match self.store.commit(batch, expected, term.stream.created).await {
+                Ok(committed) => return Ok(Outcome::Settled(term.settle(batch, &committed).await)),
+                Err(error) if store::is_data_error(&error) => return Ok(Outcome::Refused(error)),
+                Err(error) => tracing::warn!(%error, "a batch is not stored yet"),
+            }
+            if !pause(stop, backoff.pause()).await || self.owned.has_changed()? {
+                return Ok(Outcome::Settled(false));
+            }
+        }
+    }
+}
+
+/// What became of a batch.
+enum Outcome {
+    /// Decided: `true` if all of its partitions were still ours.
+    Settled(bool),
+    /// The data is at fault.
+    Refused(sqlx::Error),
+}
+
+impl Term {
+    /// Moves the offsets that were committed and announces the rows. `false` if some were fenced.
+    async fn settle(&mut self, batch: &Batch, committed: &Committed) -> bool {
+        for partition in &committed.claimed {
+            if let (Some(place), Some(offset)) =
+                (batch.last.get(partition), self.offsets.get_mut(partition))
+            {
+                offset.sequence = place.sequence;
+            }
+        }
+        self.announcer.announce(batch, committed).await;
+        for reject in &batch.rejects {
+            let place = reject.record.place;
+            tracing::warn!(partition = %place.partition, sequence = place.sequence, "a record was set aside");
+        }
+        for sequence in &committed.orphaned {
+            tracing::warn!(sequence, "a message without a stored session was set aside");
+        }
+        let all = committed.claimed.len() == batch.last.len();
+        if !all {
+            tracing::info!("another persister was faster, reading the offsets anew");
+        }
+        all
+    }
+}
+
+/// Waits for what ends a term from outside.
+async fn interrupted(
+    owned: &mut Owned,
+    disturbances: &mut Disturbances,
+    stop: &Stop,
+) -> anyhow::Result<Ended> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(Ended::Stopped),
+        changed = owned.changed() => Ok(changed.map(|()| Ended::Changed)?),
+        changed = disturbances.changed() => Ok(changed.map(|()| Ended::Changed)?),
+    }
+}
+
+/// Where announcing goes on: behind the last message that is stored in this epoch.
+fn announced(offset: &Offset) -> Position {
+    Position { epoch: offset.stored.epoch, sequence: offset.announced }
+}

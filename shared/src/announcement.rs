@@ -1,0 +1,76 @@
+//! Where a saved message stands: the headers of its announcement.
+//!
+//! A gateway that has everything up to `previous` has everything up to `sequence` once it has
+//! emitted the message. It needs no other rule to notice what it missed.
+
+use async_nats::HeaderMap;
+
+/// Names one life of one partition's log: random, and never used for another partition. It
+/// changes when the log is not the one that the offset in Postgres was taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch(pub i64);
+
+impl Epoch {
+    /// A new random epoch.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        // Positive, so that it reads the same in Postgres, in a header and in a log line.
+        Ok(Self((getrandom::u64()? >> 1).cast_signed()))
+    }
+}
+
+/// A point in a partition: a sequence number of the log within one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The life of the log in which the sequence counts.
+    pub epoch: Epoch,
+    /// Stream sequence of the last announced record; 0 if there was none in this epoch.
+    pub sequence: u64,
+}
+
+/// The place of an announcement in its partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Announcement {
+    /// Where this message stands.
+    pub position: Position,
+    /// Sequence of the message announced before it, in the same epoch; 0 if it is the first.
+    pub previous: u64,
+}
+
+const EPOCH: &str = "Chat-Epoch";
+const SEQUENCE: &str = "Chat-Sequence";
+const PREVIOUS: &str = "Chat-Previous";
+
+impl Announcement {
+    /// The headers that carry it.
+    pub fn to_headers(self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(EPOCH, self.position.epoch.0.to_string());
+        headers.insert(SEQUENCE, self.position.sequence.to_string());
+        headers.insert(PREVIOUS, self.previous.to_string());
+        headers
+    }
+
+    /// Reads the headers; `None` if one is missing or is no number.
+    pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
+        let text = |name| headers.get(name).map(async_nats::HeaderValue::as_str);
+        let position = Position {
+            epoch: Epoch(text(EPOCH)?.parse().ok()?),
+            sequence: text(SEQUENCE)?.parse().ok()?,
+        };
+        Some(Self { position, previous: text(PREVIOUS)?.parse().ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_round_trip() {
+        let position = Position { epoch: Epoch::random().unwrap(), sequence: u64::MAX };
+        let announcement = Announcement { position, previous: 41 };
+        let headers = announcement.to_headers();
+        assert_eq!(Announcement::from_headers(&headers), Some(announcement));
+        assert_eq!(Announcement::from_headers(&HeaderMap::new()), None);
+    }
+}

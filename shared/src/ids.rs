@@ -1,0 +1,269 @@
+//! Identifiers: [`SessionId`] names a conversation towards clients, [`MessageId`] and
+//! [`ChatSessionId`] are the primary keys of the two tables.
+
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::content::ClientOffset;
+use crate::message::Sender;
+
+/// The id of a conversation: a UUID version 4, in canonical lower case.
+///
+/// Anything else is refused, so that the id can stand in a NATS subject and so that one session
+/// never has two spellings.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(Uuid);
+
+/// The text is not a UUID version 4 in canonical lower case.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("not a UUID version 4 in lower case")]
+pub struct InvalidSessionId;
+
+impl SessionId {
+    /// A new random id.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+
+    /// Parses the canonical text form.
+    pub fn parse(text: &str) -> Result<Self, InvalidSessionId> {
+        let uuid = Uuid::try_parse(text).map_err(|_| InvalidSessionId)?;
+        let canonical = uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text;
+        let rfc_4122 = uuid.get_variant() == uuid::Variant::RFC4122;
+        if canonical && rfc_4122 && uuid.get_version_num() == 4 {
+            Ok(Self(uuid))
+        } else {
+            Err(InvalidSessionId)
+        }
+    }
+
+    /// The sixteen bytes of the UUID.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// What logs may show above debug level: the first eight characters. Whoever knows a whole
+    /// session id is let into the session.
+    pub fn short(&self) -> String {
+        self.to_string()[..8].to_owned()
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionId({}…)", self.short())
+    }
+}
+
+impl Serialize for SessionId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The primary key of a message: a CUID in the shape of Prisma's `cuid()`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MessageId(String);
+
+/// The primary key of a session's row: a CUID in the shape of Prisma's `cuid()`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ChatSessionId(String);
+
+/// The text is not `c` followed by 24 of `[a-z0-9]`.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("not a CUID")]
+pub struct InvalidCuid;
+
+/// Length of a CUID in characters.
+const CUID_LEN: usize = 25;
+/// Characters that carry the time; eight base-36 digits last until the year 2059.
+const CUID_TIME_LEN: usize = 8;
+const BASE_36: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+
+impl MessageId {
+    /// A new id that sorts by its time of birth, so that the primary key's index grows at one end.
+    pub fn random() -> Self {
+        Self(random_cuid())
+    }
+
+    /// The id of every send that carries this offset: the same session, sender, token subject and
+    /// offset always give the same id, which is what makes a resend harmless.
+    pub fn derived(
+        session: SessionId,
+        sender: Sender,
+        token_subject: Option<&str>,
+        offset: &ClientOffset,
+    ) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(session.as_bytes());
+        hash.update([sender as u8, u8::from(token_subject.is_some())]);
+        let subject = token_subject.unwrap_or_default();
+        // The length keeps ("ab", "c") apart from ("a", "bc").
+        hash.update((subject.len() as u64).to_be_bytes());
+        hash.update(subject);
+        hash.update(offset.as_str());
+        let digest = hash.finalize();
+        let mut number = [0; 16];
+        number.copy_from_slice(&digest[..16]);
+        Self(cuid(&base_36(u128::from_be_bytes(number), CUID_LEN - 1)))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl ChatSessionId {
+    /// A new id that sorts by its time of birth.
+    pub fn random() -> Self {
+        Self(random_cuid())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn random_cuid() -> String {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
+    let millis = elapsed.map_or(0, |elapsed| elapsed.as_millis());
+    let random = Uuid::new_v4().as_u128();
+    let time = base_36(millis, CUID_TIME_LEN);
+    cuid(&(time + &base_36(random, CUID_LEN - 1 - CUID_TIME_LEN)))
+}
+
+fn cuid(digits: &str) -> String {
+    format!("c{digits}")
+}
+
+/// The lowest `len` base-36 digits of a number.
+fn base_36(mut number: u128, len: usize) -> String {
+    let mut digits = vec![b'0'; len];
+    for digit in digits.iter_mut().rev() {
+        *digit = BASE_36[(number % 36) as usize];
+        number /= 36;
+    }
+    digits.into_iter().map(char::from).collect()
+}
+
+fn check_cuid(text: String) -> Result<String, InvalidCuid> {
+    let digits = text.strip_prefix('c').ok_or(InvalidCuid)?;
+    let valid = text.len() == CUID_LEN && digits.bytes().all(|digit| BASE_36.contains(&digit));
+    if valid { Ok(text) } else { Err(InvalidCuid) }
+}
+
+impl TryFrom<String> for MessageId {
+    type Error = InvalidCuid;
+
+    fn try_from(text: String) -> Result<Self, InvalidCuid> {
+        check_cuid(text).map(Self)
+    }
+}
+
+impl TryFrom<String> for ChatSessionId {
+    type Error = InvalidCuid;
+
+    fn try_from(text: String) -> Result<Self, InvalidCuid> {
+        check_cuid(text).map(Self)
+    }
+}
+
+impl From<MessageId> for String {
+    fn from(id: MessageId) -> Self {
+        id.0
+    }
+}
+
+impl From<ChatSessionId> for String {
+    fn from(id: ChatSessionId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CANONICAL: &str = "550e8400-e29b-41d4-a716-446655440000";
+
+    #[test]
+    fn a_session_id_has_one_spelling() {
+        assert_eq!(SessionId::parse(CANONICAL).unwrap().to_string(), CANONICAL);
+        for text in [
+            "",
+            "garbage",
+            "550E8400-E29B-41D4-A716-446655440000",
+            "{550e8400-e29b-41d4-a716-446655440000}",
+            "550e8400e29b41d4a716446655440000",
+            "550e8400-e29b-11d4-a716-446655440000",
+            "550e8400-e29b-41d4-c716-446655440000",
+            " 550e8400-e29b-41d4-a716-446655440000",
+            "00000000-0000-0000-0000-000000000000",
+        ] {
+            assert_eq!(SessionId::parse(text), Err(InvalidSessionId), "{text}");
+        }
+    }
+
+    #[test]
+    fn ids_are_cuids_and_differ() {
+        let ids: Vec<_> = (0..1_000).map(|_| MessageId::random()).collect();
+        for id in &ids {
+            assert!(check_cuid(id.as_str().to_owned()).is_ok(), "{id}");
+        }
+        let distinct: std::collections::HashSet<_> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len());
+    }
+
+    #[test]
+    fn a_derived_id_depends_on_every_part() {
+        let (a, b) = (SessionId::random(), SessionId::random());
+        let [one, two] = ["1", "2"].map(|text| ClientOffset::parse(text).unwrap());
+        let id = MessageId::derived(a, Sender::User, None, &one);
+        assert_eq!(id, MessageId::derived(a, Sender::User, None, &one));
+        assert!(check_cuid(id.as_str().to_owned()).is_ok());
+        for other in [
+            MessageId::derived(b, Sender::User, None, &one),
+            MessageId::derived(a, Sender::Admin, None, &one),
+            MessageId::derived(a, Sender::User, Some(""), &one),
+            MessageId::derived(a, Sender::User, Some("alice"), &one),
+            MessageId::derived(a, Sender::User, None, &two),
+        ] {
+            assert_ne!(id, other);
+        }
+    }
+
+    #[test]
+    fn a_derived_id_never_changes_between_releases() {
+        let session = SessionId::parse(CANONICAL).unwrap();
+        let offset = ClientOffset::parse("offset-1").unwrap();
+        let id = MessageId::derived(session, Sender::User, None, &offset);
+        assert_eq!(id.as_str(), "cj45mk6wvgrz3bx5kafebohob");
+    }
+
+    #[test]
+    fn what_is_no_cuid_is_refused() {
+        for text in ["", "c", "cm4xyz", "d23456789012345678901234", "cABCDEFGHIJKLMNOPQRSTUVWX"] {
+            assert_eq!(MessageId::try_from(text.to_owned()), Err(InvalidCuid));
+        }
+    }
+}

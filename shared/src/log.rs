@@ -1,0 +1,211 @@
+//! The log: one JetStream stream that holds every request until long after it was stored.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self, ErrorCode, context::GetStreamErrorKind};
+
+use crate::lifecycle::{Backoff, Stop, pause};
+use crate::partition::PartitionCount;
+use crate::settings::Settings;
+use crate::subjects;
+
+/// Name of the stream.
+pub const STREAM: &str = "CHAT";
+/// Largest record in bytes; the default `max_payload` of nats-server.
+const MAX_RECORD_BYTES: i32 = 1_048_576;
+/// Key of the stream's metadata that holds the partition count.
+const PARTITIONS: &str = "partitions";
+/// Smallest log worth having in bytes.
+const MIN_BYTES: i64 = 65_536;
+/// Pauses between tries while NATS does not answer.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// No limit, in every limit of a stream's configuration.
+const UNLIMITED: i64 = -1;
+
+/// What an operator decides about the log.
+#[derive(Debug, Clone, Copy)]
+pub struct LogSettings {
+    /// Partitions; fixed once the stream exists.
+    pub partitions: PartitionCount,
+    /// Most bytes the stream may take; at that size new records are refused.
+    pub max_bytes: i64,
+    /// Copies of the stream in a NATS cluster.
+    pub replicas: usize,
+}
+
+/// Why the log cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The stream was made with another partition count.
+    #[error(
+        "the log has {found} partitions and PARTITIONS says {wanted}: sessions would move between \
+         partitions and lose their order. To change the count: stop the gateways, let the persisters \
+         drain the log, delete the stream, start with the new count"
+    )]
+    PartitionCount {
+        /// What the stream's metadata says.
+        found: String,
+        /// What the setting says.
+        wanted: u16,
+    },
+    /// The server stores something else than it was told to, or an older stream differs.
+    #[error(
+        "the log's setting {field} is {found} and must be {wanted}; nats-server 2.11 or newer is needed"
+    )]
+    Mismatch {
+        /// Name of the field.
+        field: &'static str,
+        /// What the server has.
+        found: String,
+        /// What it must be.
+        wanted: String,
+    },
+    /// NATS did not answer, has no JetStream, or refused.
+    #[error("the log cannot be opened: {0}")]
+    Nats(#[from] async_nats::Error),
+}
+
+/// Opens the stream, makes it where there is none, and checks that it is what we need.
+///
+/// A changed `max_bytes` or `replicas` is applied to an existing stream.
+pub async fn open(
+    jetstream: &jetstream::Context,
+    settings: LogSettings,
+) -> Result<jetstream::stream::Stream, LogError> {
+    let wanted = config(settings);
+    let mut stream = match jetstream.get_stream(STREAM).await {
+        Ok(stream) => stream,
+        Err(error) if is_not_found(&error) => create(jetstream, wanted.clone()).await?,
+        Err(error) => return Err(LogError::Nats(error.into())),
+    };
+    check(stream.cached_info(), &wanted)?;
+    let found = &stream.cached_info().config;
+    if (found.max_bytes, found.num_replicas) != (wanted.max_bytes, wanted.num_replicas) {
+        jetstream.update_stream(wanted).await.map_err(async_nats::Error::from)?;
+        stream.info().await.map_err(async_nats::Error::from)?;
+    }
+    Ok(stream)
+}
+
+async fn create(
+    jetstream: &jetstream::Context,
+    config: Config,
+) -> Result<jetstream::stream::Stream, LogError> {
+    jetstream.create_stream(config).await.map_err(|error| LogError::Nats(error.into()))
+}
+
+fn is_not_found(error: &jetstream::context::GetStreamError) -> bool {
+    match error.kind() {
+        GetStreamErrorKind::JetStream(error) => error.error_code() == ErrorCode::STREAM_NOT_FOUND,
+        _ => false,
+    }
+}
+
+fn config(settings: LogSettings) -> Config {
+    let partitions = settings.partitions.get().to_string();
+    Config {
+        name: STREAM.into(),
+        description: Some("Requests of the support chat, kept after they were stored".into()),
+        subjects: vec![subjects::ALL_REQUESTS.into()],
+        storage: StorageType::File,
+        retention: RetentionPolicy::Limits,
+        // A full log refuses what is new; it never drops what was acked.
+        discard: DiscardPolicy::New,
+        max_bytes: settings.max_bytes,
+        max_messages: UNLIMITED,
+        max_messages_per_subject: UNLIMITED,
+        max_consumers: -1,
+        max_message_size: MAX_RECORD_BYTES,
+        // Zero is no limit: only the persister removes records, once they are stored.
+        max_age: Duration::ZERO,
+        num_replicas: settings.replicas,
+        // The gateway looks up a session's last record without a round through the API.
+        allow_direct: true,
+        metadata: HashMap::from([(PARTITIONS.into(), partitions)]),
+        ..Config::default()
+    }
+}
+
+fn check(info: &Info, wanted: &Config) -> Result<(), LogError> {
+    let found = &info.config;
+    let partitions = |config: &Config| config.metadata.get(PARTITIONS).cloned().unwrap_or_default();
+    if partitions(found) != partitions(wanted) {
+        return Err(LogError::PartitionCount {
+            found: partitions(found),
+            wanted: partitions(wanted).parse().unwrap_or_default(),
+        });
+    }
+    same("subjects", &found.subjects, &wanted.subjects)?;
+    same("storage", &found.storage, &wanted.storage)?;
+    same("retention", &found.retention, &wanted.retention)?;
+    same("discard", &found.discard, &wanted.discard)?;
+    same("max_age", &found.max_age, &wanted.max_age)?;
+    same("max_msgs", &found.max_messages, &wanted.max_messages)?;
+    same(
+        "max_msgs_per_subject",
+        &found.max_messages_per_subject,
+        &wanted.max_messages_per_subject,
+    )?;
+    same("allow_direct", &found.allow_direct, &wanted.allow_direct)
+}
+
+fn same<T: PartialEq + std::fmt::Debug>(
+    field: &'static str,
+    found: &T,
+    wanted: &T,
+) -> Result<(), LogError> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(LogError::Mismatch { field, found: format!("{found:?}"), wanted: format!("{wanted:?}") })
+}
+
+impl LogSettings {
+    /// Reads the settings of the log.
+    pub fn read(settings: &mut Settings) -> Self {
+        let partitions: u16 = settings.get("PARTITIONS");
+        let default = PartitionCount::DEFAULT;
+        let partitions = partitions.try_into().unwrap_or_else(|error| {
+            settings.mistake(format!("PARTITIONS: {error}"));
+            default
+        });
+        let max_bytes: LogBytes = settings.get("LOG_MAX_BYTES");
+        Self { partitions, max_bytes: max_bytes.0, replicas: settings.get("LOG_REPLICAS") }
+    }
+}
+
+/// A size that a log can work with.
+struct LogBytes(i64);
+
+impl std::str::FromStr for LogBytes {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(bytes) if bytes >= MIN_BYTES => Ok(Self(bytes)),
+            _ => Err("must be a number of bytes, at least 65536"),
+        }
+    }
+}
+
+/// Opens the log as soon as NATS answers. `None` if the stop came first.
+pub async fn open_until_done(
+    jetstream: &jetstream::Context,
+    settings: LogSettings,
+    stop: &Stop,
+) -> Result<Option<jetstream::stream::Stream>, LogError> {
+    let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+    loop {
+        match open(jetstream, settings).await {
+            Ok(stream) => return Ok(Some(stream)),
+            Err(LogError::Nats(error)) => tracing::warn!(%error, "the log cannot be opened yet"),
+            Err(error) => return Err(error),
+        }
+        if !pause(stop, backoff.pause()).await {
+            return Ok(None);
+        }
+    }
+}

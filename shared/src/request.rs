@@ -1,0 +1,98 @@
+//! What the gateway asks for: the records of the log.
+
+use serde::{Deserialize, Serialize};
+
+use crate::content::Content;
+use crate::ids::{ChatSessionId, MessageId};
+use crate::message::Sender;
+
+/// One record of the log. The session it belongs to stands in its subject.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    /// Open a session. It stands in the log before every message of that session.
+    Session(NewSession),
+    /// Store a message.
+    Message(NewMessage),
+}
+
+/// The session to open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NewSession {
+    /// Primary key of the session's row.
+    pub id: ChatSessionId,
+    /// The visitor's address, where it is known.
+    pub ip: Option<String>,
+    /// The visitor's browser, where it said so.
+    pub user_agent: Option<String>,
+}
+
+/// The message to store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NewMessage {
+    /// Primary key of the message; the same id is stored once.
+    pub id: MessageId,
+    /// Who speaks.
+    pub sender: Sender,
+    /// The text.
+    pub content: Content,
+    /// Written by a machine.
+    #[serde(rename = "isAI", default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_ai: bool,
+}
+
+impl Request {
+    /// The bytes of the record.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+
+    /// Reads a record's bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trips(request: &Request, json: &str) {
+        assert_eq!(String::from_utf8(request.encode().unwrap()).unwrap(), json);
+        assert_eq!(&Request::decode(json.as_bytes()).unwrap(), request);
+    }
+
+    #[test]
+    fn a_session_record() {
+        let session = NewSession {
+            id: String::from("cm4abc123000000000000000a").try_into().unwrap(),
+            ip: Some("127.0.0.1".into()),
+            user_agent: None,
+        };
+        let json =
+            r#"{"session":{"id":"cm4abc123000000000000000a","ip":"127.0.0.1","userAgent":null}}"#;
+        round_trips(&Request::Session(session), json);
+    }
+
+    #[test]
+    fn a_message_record() {
+        let message = NewMessage {
+            id: String::from("cm4xyz789000000000000000a").try_into().unwrap(),
+            sender: Sender::User,
+            content: Content::parse("Hello!".into(), 10).unwrap(),
+            is_ai: false,
+        };
+        let json =
+            r#"{"message":{"id":"cm4xyz789000000000000000a","sender":"user","content":"Hello!"}}"#;
+        round_trips(&Request::Message(message), json);
+    }
+
+    #[test]
+    fn bytes_that_are_no_request_are_refused() {
+        for bytes in ["", "null", "{}", r#"{"message":{"id":"x"}}"#, r#"{"other":{}}"#] {
+            assert!(Request::decode(bytes.as_bytes()).is_err(), "{bytes}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Settings come from the environment and from a `.env` file in the working directory, as the Node
+//! server read them; the environment wins.
+//!
+//! A service lists its settings in a table of [`Setting`]s, which is also what `--help` prints, and
+//! reads them through [`Settings`], which collects every mistake instead of stopping at the first.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// One setting, as `--help` shows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Name of the environment variable.
+    pub name: &'static str,
+    /// What holds when it is not set; empty if nothing does.
+    pub default: &'static str,
+    /// One sentence, with the unit.
+    pub help: &'static str,
+}
+
+/// Settings that both services have.
+pub const COMMON: &[Setting] = &[
+    Setting {
+        name: "DATABASE_URL",
+        default: "postgresql://localhost:5432/chatbot_db",
+        help: "Postgres, as Prisma writes it: postgresql://user:password@host:port/database?schema=public",
+    },
+    Setting {
+        name: "NATS_URL",
+        default: "nats://127.0.0.1:4222",
+        help: "NATS with JetStream; several servers separated by commas",
+    },
+    Setting {
+        name: "PARTITIONS",
+        default: "16",
+        help: "Partitions of the log, fixed when it is made; the most persisters that can share the work",
+    },
+    Setting {
+        name: "LOG_MAX_BYTES",
+        default: "1073741824",
+        help: "Most bytes of the log in NATS; when it is full, sends are refused as overloaded",
+    },
+    Setting {
+        name: "LOG_REPLICAS",
+        default: "1",
+        help: "Copies of the log in a NATS cluster: 1, 3 or 5",
+    },
+    Setting {
+        name: "RUST_LOG",
+        default: "info,async_nats=warn,sqlx=warn",
+        help: "What is logged: error, warn, info, debug, trace, or per module as in gateway=debug,info",
+    },
+    Setting {
+        name: "LOG_FORMAT",
+        default: "text",
+        help: "Form of the logs: text for people, json for machines",
+    },
+    Setting {
+        name: "SHUTDOWN_SECONDS",
+        default: "10",
+        help: "Longest time from SIGTERM to the end, in seconds; a second signal ends at once",
+    },
+];
+
+/// The values of a table of settings, and the mistakes found in them.
+pub struct Settings {
+    table: Vec<Setting>,
+    values: HashMap<&'static str, String>,
+    mistakes: Vec<String>,
+}
+
+/// Every mistake in the settings, a line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct Mistakes(pub Vec<String>);
+
+impl Settings {
+    /// Reads the environment and `.env` for the settings of these tables.
+    pub fn from_environment(tables: &[&[Setting]]) -> Self {
+        let missing_file_is_fine = dotenvy::dotenv();
+        let mut settings = Self::new(tables, |name| std::env::var(name).ok());
+        if let Err(dotenvy::Error::LineParse(line, _)) = missing_file_is_fine {
+            // The line may hold a secret: only say where it is.
+            let key = line.split('=').next().unwrap_or_default().trim().to_owned();
+            settings
+                .mistakes
+                .push(format!(".env: the line of {key} cannot be read; quote its value"));
+        }
+        settings
+    }
+
+    /// Reads the settings of these tables from a function; a test's environment.
+    pub fn new(tables: &[&[Setting]], lookup: impl Fn(&str) -> Option<String>) -> Self {
+        let table: Vec<Setting> = tables.concat();
+        let set = |setting: &Setting| lookup(setting.name).filter(|value| !value.is_empty());
+        let values =
+            table.iter().filter_map(|setting| Some((setting.name, set(setting)?))).collect();
+        Self { table, values, mistakes: Vec::new() }
+    }
+
+    /// The setting, or its default; a value that cannot be parsed is noted as a mistake.
+    ///
+    /// # Panics
+    /// At start-up, if the table lacks the setting or its default cannot be parsed.
+    #[allow(clippy::expect_used)]
+    pub fn get<T: FromStr<Err: Display>>(&mut self, name: &str) -> T {
+        let parsed = self.optional(name);
+        let default = self.table.iter().find(|setting| setting.name == name);
+        parsed.unwrap_or_else(|| {
+            let default = default.expect("a setting that is read stands in the table").default;
+            default.parse().ok().expect("a default can be parsed")
+        })
+    }
+
+    /// The setting if it is set; a value that cannot be parsed is noted as a mistake.
+    pub fn optional<T: FromStr<Err: Display>>(&mut self, name: &str) -> Option<T> {
+        let value = self.values.get(name)?;
+        match value.trim().parse() {
+            Ok(parsed) => Some(parsed),
+            // The value itself is not repeated: it may hold a password.
+            Err(error) => {
+                self.mistakes.push(format!("{name}: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Notes a mistake that only several settings together show.
+    pub fn mistake(&mut self, text: impl Into<String>) {
+        self.mistakes.push(text.into());
+    }
+
+    /// Ends the reading: all mistakes, or none.
+    pub fn finish(self) -> Result<(), Mistakes> {
+        if self.mistakes.is_empty() { Ok(()) } else { Err(Mistakes(self.mistakes)) }
+    }
+}
+
+/// The tables as `--help` prints them.
+pub fn help(tables: &[&[Setting]]) -> String {
+    let entries: Vec<String> = tables.concat().iter().map(Setting::entry).collect();
+    format!("Settings, from the environment or a .env file:\n{}", entries.join("\n"))
+}
+
+impl Setting {
+    fn entry(&self) -> String {
+        let default = if self.default.is_empty() { "not set" } else { self.default };
+        format!("  {}\n      {} [default: {default}]", self.name, self.help)
+    }
+}
+
+/// A switch: `true` or `false`, `on` or `off`, `1` or `0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Switch(pub bool);
+
+impl FromStr for Switch {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "on" | "1" | "yes" => Ok(Self(true)),
+            "false" | "off" | "0" | "no" => Ok(Self(false)),
+            _ => Err("must be true or false"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[Setting] = &[
+        Setting { name: "PORT", default: "4000", help: "Port" },
+        Setting { name: "KEY", default: "", help: "Key" },
+    ];
+
+    fn settings(set: &'static [(&str, &str)]) -> Settings {
+        let find = move |name: &str| set.iter().find(|(key, _)| *key == name);
+        Settings::new(&[TABLE], move |name| find(name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn a_default_holds_where_nothing_or_an_empty_text_is_set() {
+        assert_eq!(settings(&[]).get::<u16>("PORT"), 4000);
+        assert_eq!(settings(&[("PORT", "")]).get::<u16>("PORT"), 4000);
+        assert_eq!(settings(&[("PORT", " 80 ")]).get::<u16>("PORT"), 80);
+        assert_eq!(settings(&[]).optional::<u16>("KEY"), None);
+    }
+
+    #[test]
+    fn every_mistake_is_one_line_and_repeats_no_value() {
+        let mut settings = settings(&[("PORT", "secret"), ("KEY", "secret")]);
+        let _: u16 = settings.get("PORT");
+        let _: Option<u16> = settings.optional("KEY");
+        let mistakes = settings.finish().unwrap_err().to_string();
+        assert_eq!(mistakes.lines().count(), 2);
+        assert!(mistakes.starts_with("PORT: ") && !mistakes.contains("secret"), "{mistakes}");
+    }
+
+    #[test]
+    fn every_default_of_the_common_settings_is_shown() {
+        let help = help(&[COMMON]);
+        for setting in COMMON {
+            assert!(help.contains(setting.name) && help.contains(setting.default));
+        }
+    }
+}
