@@ -8,6 +8,7 @@ use socketioxide::extract::{AckSender, SocketRef};
 use socketioxide::{SendError, SocketError};
 
 use crate::Gateway;
+use crate::cut;
 use crate::error::ClientError;
 use crate::lane::Lane;
 use crate::send::SendJob;
@@ -51,12 +52,15 @@ impl Connection {
         }
     }
 
-    /// Joins a session's room; a socket that has left meanwhile joins nothing.
-    pub fn join(&self, session: SessionId, socket: &SocketRef) {
+    /// Joins a session's room; a socket that has left meanwhile joins nothing. `true` if it was not
+    /// in the room before.
+    pub fn join(&self, session: SessionId, socket: &SocketRef) -> bool {
         let mut joined = self.joined();
-        if !joined.closed && self.gateway.rooms.join(session, socket) {
+        let new = !joined.closed && self.gateway.rooms.join(session, socket);
+        if new {
             joined.sessions.push(session);
         }
+        new
     }
 
     /// Leaves a session's room.
@@ -72,6 +76,7 @@ impl Connection {
         for session in std::mem::take(&mut joined.sessions) {
             self.gateway.rooms.leave(session, socket);
         }
+        cut::forget(socket);
     }
 
     fn joined(&self) -> MutexGuard<'_, Joined> {
@@ -122,8 +127,8 @@ fn check(socket: &SocketRef, sent: Result<(), SendError>) {
     match sent {
         Ok(()) | Err(SendError::Socket(SocketError::Closed)) => {}
         Err(error) => {
-            tracing::warn!(socket = %socket.id, %error, "a client takes no answers, disconnecting it");
-            socket.clone().disconnect().ok();
+            tracing::warn!(socket = %socket.id, %error, "a client takes no answers, cutting it off");
+            cut::cut(socket);
         }
     }
 }

@@ -21,7 +21,8 @@ use shared::partition::Partition;
 use shared::subjects;
 
 use crate::Gateway;
-use crate::history::LoggedMessage;
+use crate::history::SessionMessage;
+use crate::rooms::Saved;
 
 /// Messages read at a time when something was missed.
 const STRETCH: u16 = 500;
@@ -70,7 +71,7 @@ impl Delivery {
                 continue;
             };
             let message = session.and_then(|session| {
-                Some((session, serde_json::from_slice(&message.payload).ok()?))
+                Some((session, saved(&message.payload, announcement.position)?))
             });
             stop.run_until_cancelled(self.on_announcement(partition, announcement, message)).await;
         }
@@ -82,7 +83,7 @@ impl Delivery {
         &mut self,
         partition: Partition,
         announcement: Announcement,
-        message: Option<(SessionId, &RawValue)>,
+        message: Option<(SessionId, Saved)>,
     ) {
         let Announcement { position, previous } = announcement;
         let known =
@@ -94,7 +95,7 @@ impl Delivery {
         let known = self.positions[&partition];
         if known.epoch == position.epoch && position.sequence > known.sequence {
             if let Some((session, message)) = message {
-                self.gateway.rooms.emit(session, message);
+                self.gateway.rooms.emit(session, &message);
             }
             self.positions.insert(partition, position);
         }
@@ -121,7 +122,7 @@ impl Delivery {
             let known = self.positions[&partition];
             let stored = history.stored_after(partition, known, STRETCH).await?;
             let Some(last) = stored.last() else { break };
-            let last = last.position();
+            let Some(last) = last.message.position() else { break };
             for message in &stored {
                 self.emit(message);
             }
@@ -139,12 +140,21 @@ impl Delivery {
         Ok(())
     }
 
-    fn emit(&self, message: &LoggedMessage) {
-        let session = SessionId::parse(&message.session_id);
-        if let (Ok(session), Ok(json)) = (session, to_raw_value(&message.message.to_message())) {
-            self.gateway.rooms.emit(session, &json);
+    fn emit(&self, stored: &SessionMessage) {
+        let session = SessionId::parse(&stored.session_id).ok();
+        let json = to_raw_value(&stored.message.to_message()).ok();
+        if let (Some(session), Some(json), Some(position)) =
+            (session, json, stored.message.position())
+        {
+            self.gateway.rooms.emit(session, &Saved { position, json: json.into() });
         }
     }
+}
+
+/// The message of an announcement; it is checked to be JSON, not parsed.
+fn saved(payload: &[u8], position: Position) -> Option<Saved> {
+    let json: Box<RawValue> = serde_json::from_slice(payload).ok()?;
+    Some(Saved { position, json: json.into() })
 }
 
 /// Where every partition stands, read after the server surely knows the subscription.

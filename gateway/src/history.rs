@@ -24,11 +24,19 @@ const SESSION_EXISTS: &str = r#"SELECT EXISTS (SELECT FROM "ChatSession" WHERE "
 
 /// A page of a session's messages, oldest first.
 const MESSAGES: &str = r#"
-    SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq"
+    SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
+           m."logEpoch", m."logSequence"
     FROM "Message" m
     WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
       AND m."seq" > $2
     ORDER BY m."seq" LIMIT $3"#;
+
+/// A message, if it is of this session.
+const MESSAGE: &str = r#"
+    SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
+           m."logEpoch", m."logSequence"
+    FROM "Message" m JOIN "ChatSession" s ON s."id" = m."chatSessionId"
+    WHERE m."id" = $2 AND s."sessionId" = $1"#;
 
 /// A page of sessions, newest first.
 const SESSIONS: &str = r#"
@@ -38,7 +46,8 @@ const SESSIONS: &str = r#"
 
 /// A page of the messages of some sessions, session by session, oldest first.
 const MESSAGES_OF: &str = r#"
-    SELECT s."ord", m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq"
+    SELECT s."ord", m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
+           m."logEpoch", m."logSequence"
     FROM unnest($1::text[]) WITH ORDINALITY AS s ("id", "ord")
     CROSS JOIN LATERAL (
         SELECT * FROM "Message" m
@@ -60,8 +69,8 @@ const POSITIONS: &str = r#"
 /// What a partition stored after a position, in the order of the log: the rest of that epoch, then
 /// the epochs that followed it.
 const STORED_AFTER: &str = r#"
-    SELECT s."sessionId", m."logEpoch", m."logSequence",
-           m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq"
+    SELECT s."sessionId", m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
+           m."logEpoch", m."logSequence"
     FROM "LogEpoch" e
     JOIN "Message" m ON m."logEpoch" = e."epoch"
     JOIN "ChatSession" s ON s."id" = m."chatSessionId"
@@ -99,9 +108,17 @@ pub struct StoredMessage {
     chat_session_id: String,
     /// Orders the messages of a session.
     pub seq: i64,
+    log_epoch: Option<i64>,
+    log_sequence: Option<i64>,
 }
 
 impl StoredMessage {
+    /// Where it stood in the log, if it came through the log.
+    pub fn position(&self) -> Option<Position> {
+        let sequence = self.log_sequence?.cast_unsigned();
+        Some(Position { epoch: Epoch(self.log_epoch?), sequence })
+    }
+
     /// As every client sees it.
     pub fn to_message(&self) -> Message<'_> {
         Message {
@@ -125,24 +142,15 @@ pub struct MessageOf {
     pub message: StoredMessage,
 }
 
-/// A message and its place in the log.
+/// A message with its session.
 #[derive(Debug, sqlx::FromRow)]
 #[sqlx(rename_all = "camelCase")]
-pub struct LoggedMessage {
+pub struct SessionMessage {
     /// Its session, as the client names it.
     pub session_id: String,
-    log_epoch: i64,
-    log_sequence: i64,
     /// The message.
     #[sqlx(flatten)]
     pub message: StoredMessage,
-}
-
-impl LoggedMessage {
-    /// Where it stood in the log.
-    pub fn position(&self) -> Position {
-        Position { epoch: Epoch(self.log_epoch), sequence: self.log_sequence.cast_unsigned() }
-    }
 }
 
 /// A session as it is stored.
@@ -210,6 +218,16 @@ impl History {
         answered(query.fetch_all(&self.pool)).await
     }
 
+    /// A message, if it is stored and of this session.
+    pub async fn message(
+        &self,
+        session: SessionId,
+        id: &str,
+    ) -> sqlx::Result<Option<StoredMessage>> {
+        let query = sqlx::query_as(MESSAGE).bind(session.to_string()).bind(id.to_owned());
+        answered(query.fetch_optional(&self.pool)).await
+    }
+
     /// At most `limit` sessions after the given one, newest first.
     pub async fn sessions(
         &self,
@@ -256,7 +274,7 @@ impl History {
         partition: Partition,
         position: Position,
         limit: u16,
-    ) -> sqlx::Result<Vec<LoggedMessage>> {
+    ) -> sqlx::Result<Vec<SessionMessage>> {
         let query = sqlx::query_as(STORED_AFTER)
             .bind(partition.to_column())
             .bind(position.epoch.0)

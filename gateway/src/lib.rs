@@ -8,6 +8,7 @@ pub mod chats;
 pub mod client_info;
 pub mod config;
 pub mod connection;
+pub mod cut;
 pub mod delivery;
 pub mod error;
 pub mod events;

@@ -1,32 +1,62 @@
 //! Who is in which session, and how a message reaches them.
 //!
 //! The library has rooms too, but when one of a room's sockets cannot take a message its emit does
-//! not say which.
+//! not say which, and it cannot hold messages back for a socket that resumes.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::value::RawValue;
+use shared::announcement::Position;
 use shared::ids::SessionId;
 use socketioxide::extract::SocketRef;
-use socketioxide::{SendError, SocketError};
+
+use crate::cut;
 
 /// The event that carries a saved message.
 const MESSAGE: &str = "message";
+/// Messages held back for a socket that resumes. It resumes within seconds; one for which more
+/// is held must come back.
+const HELD_MAX: usize = 4_096;
 
 /// Sockets by session.
 #[derive(Default)]
-pub struct Rooms(Mutex<HashMap<SessionId, Vec<SocketRef>>>);
+pub struct Rooms(Mutex<HashMap<SessionId, Vec<Member>>>);
+
+/// A saved message on its way to a room.
+#[derive(Clone)]
+pub struct Saved {
+    /// Where it stands in the log.
+    pub position: Position,
+    /// The message as clients see it.
+    pub json: Arc<RawValue>,
+}
+
+struct Member {
+    socket: SocketRef,
+    /// Only for a socket that resumed; the first message that it was not given ends it.
+    resuming: Option<Box<Resuming>>,
+}
+
+/// A socket that is given what it missed.
+#[derive(Default)]
+struct Resuming {
+    /// What was emitted while the missed messages are read; none once they were given.
+    held: Option<Vec<Saved>>,
+    /// Up to where the socket has everything, though it may not be emitted yet: this gateway may be
+    /// behind Postgres, or behind the gateway that the client was connected to before.
+    has: Option<Position>,
+}
 
 impl Rooms {
     /// Adds a socket to a session's room; `false` if it was there.
     pub fn join(&self, session: SessionId, socket: &SocketRef) -> bool {
         let mut rooms = self.lock();
         let members = rooms.entry(session).or_default();
-        let new = members.iter().all(|member| member.id != socket.id);
+        let new = members.iter().all(|member| member.socket.id != socket.id);
         if new {
-            members.push(socket.clone());
+            members.push(Member { socket: socket.clone(), resuming: None });
         }
         new
     }
@@ -34,33 +64,85 @@ impl Rooms {
     /// Takes a socket out of a session's room.
     pub fn leave(&self, session: SessionId, socket: &SocketRef) {
         if let Entry::Occupied(mut room) = self.lock().entry(session) {
-            room.get_mut().retain(|member| member.id != socket.id);
+            room.get_mut().retain(|member| member.socket.id != socket.id);
             if room.get().is_empty() {
                 room.remove();
             }
         }
     }
 
-    /// Emits a message to everybody in the session's room.
-    pub fn emit(&self, session: SessionId, message: &RawValue) {
-        let members = self.lock().get(&session).cloned().unwrap_or_default();
-        for member in members {
-            if let Err(error) = member.emit(MESSAGE, message) {
-                drop_member(&member, &error);
-            }
+    /// From now on holds back what is emitted to a member, until [`Rooms::resume`].
+    pub fn hold(&self, session: SessionId, socket: &SocketRef) {
+        self.with_member(session, socket, |member| {
+            member.resuming.get_or_insert_default().held.get_or_insert_default();
+        });
+    }
+
+    /// Ends the holding back: `give` gives the socket what it missed, so that it has everything up to
+    /// `has`; what was held beyond that follows. Nothing can come between.
+    pub fn resume(
+        &self,
+        session: SessionId,
+        socket: &SocketRef,
+        has: Option<Position>,
+        give: impl FnOnce(),
+    ) {
+        let kept = self.with_member(session, socket, |member| {
+            give();
+            let held =
+                member.resuming.take().and_then(|resuming| resuming.held).unwrap_or_default();
+            member.resuming = has.map(|has| Box::new(Resuming { held: None, has: Some(has) }));
+            held.into_iter().all(|saved| member.take(&saved))
+        });
+        if kept == Some(false) {
+            cut::cut(socket);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<SocketRef>>> {
+    /// Emits a message to everybody in the session's room.
+    pub fn emit(&self, session: SessionId, saved: &Saved) {
+        let mut failed = Vec::new();
+        if let Some(members) = self.lock().get_mut(&session) {
+            failed.extend(members.extract_if(.., |member| !member.take(saved)));
+        }
+        // Not under the lock: what closes a socket takes it out of its rooms.
+        for member in failed {
+            tracing::warn!(socket = %member.socket.id, "a client does not read, cutting it off");
+            cut::cut(&member.socket);
+        }
+    }
+
+    fn with_member<T>(
+        &self,
+        session: SessionId,
+        socket: &SocketRef,
+        act: impl FnOnce(&mut Member) -> T,
+    ) -> Option<T> {
+        let mut rooms = self.lock();
+        let member =
+            rooms.get_mut(&session)?.iter_mut().find(|member| member.socket.id == socket.id)?;
+        Some(act(member))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<Member>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A socket that cannot take a message must come back and resume, or it would miss it.
-fn drop_member(member: &SocketRef, error: &SendError) {
-    if let SendError::Socket(SocketError::Closed) = error {
-        return;
+impl Member {
+    /// Emits a message, or holds it back; `false` if the socket takes no more.
+    fn take(&mut self, saved: &Saved) -> bool {
+        match self.resuming.as_deref_mut() {
+            Some(Resuming { held: Some(held), .. }) => {
+                held.push(saved.clone());
+                return held.len() <= HELD_MAX;
+            }
+            Some(Resuming { has: Some(has), .. }) if saved.position.is_within(*has) => return true,
+            // This one it does not have, nor what comes after it.
+            Some(_) => self.resuming = None,
+            None => {}
+        }
+        // A socket that is closed leaves its rooms by itself.
+        self.socket.emit(MESSAGE, &*saved.json).is_ok() || !self.socket.connected()
     }
-    tracing::warn!(socket = %member.id, %error, "a client does not read, disconnecting it");
-    member.clone().disconnect().ok();
 }

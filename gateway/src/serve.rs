@@ -6,9 +6,11 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use shared::lifecycle::Stop;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +19,8 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::config::Host;
+use crate::cut::{SharedStream, Wires};
+use crate::problem::Problem;
 
 /// Longest wait for the headers of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -63,11 +67,18 @@ fn in_use(port: u16) -> anyhow::Error {
 /// Serves until the stop, then lets answers that are under way end.
 pub async fn serve(listeners: Vec<TcpListener>, router: Router, stop: Stop) -> anyhow::Result<()> {
     let connections = TaskTracker::new();
+    let wires = Wires::default();
     let mut accepting = JoinSet::new();
     for listener in listeners {
         let address = listener.local_addr()?;
         tracing::info!("listening on http://{address}");
-        accepting.spawn(accept(listener, router.clone(), connections.clone(), stop.clone()));
+        let server = Server {
+            router: router.clone(),
+            connections: connections.clone(),
+            wires: wires.clone(),
+            stop: stop.clone(),
+        };
+        accepting.spawn(server.accept(listener));
     }
     while accepting.join_next().await.is_some() {}
     connections.close();
@@ -75,43 +86,67 @@ pub async fn serve(listeners: Vec<TcpListener>, router: Router, stop: Stop) -> a
     Ok(())
 }
 
-async fn accept(listener: TcpListener, router: Router, connections: TaskTracker, stop: Stop) {
-    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        match accepted {
-            Ok((stream, peer)) => {
-                connections.spawn(serve_connection(stream, peer, router.clone(), stop.clone()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection cannot be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+/// What every connection needs.
+#[derive(Clone)]
+struct Server {
+    router: Router,
+    connections: TaskTracker,
+    wires: Wires,
+    stop: Stop,
+}
+
+impl Server {
+    async fn accept(self, listener: TcpListener) {
+        while let Some(accepted) = self.stop.run_until_cancelled(listener.accept()).await {
+            match accepted {
+                Ok((stream, peer)) => {
+                    self.connections.spawn(self.clone().serve_connection(stream, peer));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
-}
 
-/// Serves one connection; at the stop it ends after the answer that is under way. An upgrade ends
-/// it too: websockets live on in tasks of the library.
-async fn serve_connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: Stop) {
-    prepare(&stream);
-    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().oneshot(request)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    /// Serves one connection; at the stop it ends after the answer that is under way. An upgrade ends
+    /// it too: websockets live on in tasks of the library.
+    async fn serve_connection(self, stream: TcpStream, peer: SocketAddr) {
+        let Self { router, wires, stop, .. } = self;
+        prepare(&stream);
+        let stream = SharedStream::new(stream);
+        let wire = stream.wire();
+        let service =
+            hyper::service::service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(ConnectInfo(peer));
+                let served =
+                    wires.observe(&mut request, &wire).then(|| router.clone().oneshot(request));
+                async {
+                    match served {
+                        Some(served) => served.await,
+                        // What the library answers to a socket that it does not know.
+                        None => Ok(Problem::new(StatusCode::BAD_REQUEST, "Session ID unknown")
+                            .into_response()),
+                    }
+                }
+            });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(stream, service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection ended with an error");
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended with an error");
     }
 }
 

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use shared::announcement::Position;
 use shared::ids::{ChatSessionId, SessionId};
+use shared::message::Message;
 use shared::request::{NewSession, Request};
 
 use crate::client_info;
 use crate::connection::{Answer, Connection};
 use crate::error::ClientError;
+use crate::history::{History, StoredMessage};
 use crate::known::Known;
 use crate::lane::Job;
 use crate::payload::RawEvent;
@@ -18,11 +20,15 @@ use crate::payload::RawEvent;
 /// Longest wait, after a session is in the log, until it can be read over REST.
 const OPENED_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Most messages in the ack of a client that comes back; the rest is read over REST.
+const MISSED_MAX: u16 = 500;
+
 /// What a client asks for; anything else counts as nothing asked for.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Payload {
     session_id: Option<serde_json::Value>,
+    after: Option<serde_json::Value>,
 }
 
 /// The session that the socket is in now.
@@ -31,7 +37,7 @@ struct Payload {
 struct Joined<'a> {
     session_id: SessionId,
     resumed: bool,
-    messages: &'a [Box<RawValue>],
+    messages: Vec<Message<'a>>,
     reset: bool,
     more: bool,
 }
@@ -51,32 +57,56 @@ pub struct SessionJob {
     /// The id as the client gave it.
     given: Option<String>,
     session: Option<SessionId>,
+    resume: Option<Resume>,
+}
+
+/// What a client that comes back has.
+struct Resume {
+    /// Id of the last message that it has; empty if it was no text.
+    after: String,
+    /// Whether it was not in the room before.
+    new: bool,
+}
+
+/// What a client missed.
+struct Missed {
+    messages: Vec<StoredMessage>,
+    reset: bool,
+    more: bool,
+    /// Up to where the client has everything with these.
+    has: Option<Position>,
 }
 
 /// Takes an `init_session` from the socket's read loop.
+///
+/// The room is joined at once: what the client sends next must find it there. An id that turns out
+/// to be unknown names a room in which nothing is ever said.
 pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
     let payload: Payload = event.object().ok().flatten().unwrap_or_default();
     let given = payload.session_id.and_then(|id| id.as_str().map(str::to_owned));
     let session = given.as_deref().and_then(|text| SessionId::parse(text).ok());
-    if let Some(session) = session {
-        // At once: what the client sends next must find it in the room. An id that turns out to be
-        // unknown names a room in which nothing is ever said.
-        connection.join(session, &answer.socket);
+    let new = session.is_some_and(|session| connection.join(session, &answer.socket));
+    let after = payload.after.map(|after| after.as_str().unwrap_or_default().to_owned());
+    let resume = after.map(|after| Resume { after, new });
+    if let (Some(session), true) = (session, resume.is_some()) {
+        connection.gateway.rooms.hold(session, &answer.socket);
     }
-    let job = SessionJob { connection: Arc::clone(connection), answer, given, session };
+    let job = SessionJob { connection: Arc::clone(connection), answer, given, session, resume };
     if let Err(job) = connection.sessions.push(job, event.bytes()) {
-        job.refuse(&ClientError::overloaded());
+        job.give_up(&ClientError::overloaded());
     }
 }
 
 impl Job for SessionJob {
     async fn run(self) {
         let Some(session) = self.session else { return self.open().await };
-        match self.connection.gateway.known.check(session).await {
+        match (self.connection.gateway.known.check(session).await, &self.resume) {
+            (Known::Yes, Some(_)) => self.resume(session).await,
             // A returning visitor never loses the conversation to an outage: sends to a session that
             // cannot be checked are refused until it can.
-            Known::Yes | Known::Unsure => self.joined(session, true),
-            Known::No => {
+            (Known::Yes | Known::Unsure, None) => self.joined(session, true),
+            (Known::Unsure, Some(_)) => self.give_up(&ClientError::unavailable()),
+            (Known::No, _) => {
                 self.connection.leave(session, &self.answer.socket);
                 self.open().await;
             }
@@ -117,11 +147,67 @@ impl SessionJob {
         publisher.publish(session, &Request::Session(new)).await?.accepted().await
     }
 
+    /// Gives the socket what it missed; what was said meanwhile follows behind.
+    async fn resume(self, session: SessionId) {
+        let after = self.resume.as_ref().map(|resume| resume.after.as_str()).unwrap_or_default();
+        match missed(&self.connection.gateway.history, session, after).await {
+            Ok(missed) => {
+                let connection = Arc::clone(&self.connection);
+                let socket = self.answer.socket.clone();
+                connection
+                    .gateway
+                    .rooms
+                    .resume(session, &socket, missed.has, || self.give(session, &missed));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what a client missed cannot be read");
+                self.give_up(&ClientError::unavailable());
+            }
+        }
+    }
+
+    fn give(self, session_id: SessionId, missed: &Missed) {
+        let messages = missed.messages.iter().map(StoredMessage::to_message).collect();
+        let Missed { reset, more, .. } = *missed;
+        self.answer.send(&Joined { session_id, resumed: true, messages, reset, more });
+    }
+
     fn joined(self, session_id: SessionId, resumed: bool) {
-        self.answer.send(&Joined { session_id, resumed, messages: &[], reset: false, more: false });
+        self.answer.send(&Joined {
+            session_id,
+            resumed,
+            messages: Vec::new(),
+            reset: false,
+            more: false,
+        });
+    }
+
+    /// Answers with an error; the socket is in the room if it was before.
+    fn give_up(self, error: &ClientError) {
+        if let (Some(session), Some(resume)) = (self.session, &self.resume) {
+            if resume.new {
+                self.connection.leave(session, &self.answer.socket);
+            } else {
+                self.connection.gateway.rooms.resume(session, &self.answer.socket, None, || {});
+            }
+        }
+        self.refuse(error);
     }
 
     fn refuse(self, error: &ClientError) {
         self.answer.send(&NotJoined { session_id: self.given.as_deref(), error });
     }
+}
+
+/// Reads what a session has after a message, or all of it if the message is not of this session.
+async fn missed(history: &History, session: SessionId, after: &str) -> sqlx::Result<Missed> {
+    // Postgres refuses U+0000 in a text: no message can have such an id.
+    let known = if after.contains('\0') { None } else { history.message(session, after).await? };
+    let seq = known.as_ref().map_or(-1, |known| known.seq);
+    let mut messages = history.messages(&session.to_string(), seq, MISSED_MAX + 1).await?;
+    let more = messages.len() > usize::from(MISSED_MAX);
+    messages.truncate(MISSED_MAX.into());
+    // Rows that did not come through the log have no position, and are never emitted.
+    let has = known.iter().chain(&messages).filter_map(StoredMessage::position).next_back();
+    Ok(Missed { reset: known.is_none(), more, has, messages })
 }

@@ -27,6 +27,13 @@ pub struct Position {
     pub sequence: u64,
 }
 
+impl Position {
+    /// Whether whoever has everything up to `other` has this too. Of another epoch nobody can tell.
+    pub fn is_within(self, other: Self) -> bool {
+        self.epoch == other.epoch && self.sequence <= other.sequence
+    }
+}
+
 /// The place of an announcement in its partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Announcement {
