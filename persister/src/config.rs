@@ -6,15 +6,23 @@ use std::time::Duration;
 use shared::database::Database;
 use shared::log::LogSettings;
 use shared::nats::NatsUrl;
-use shared::settings::{self, Mistakes, Setting, Settings};
+use shared::settings::{self, Mistakes, Setting, Settings, Span};
 use shared::telemetry::{Filter, LogFormat};
 
 /// Settings that only the persister has.
-pub const OWN: &[Setting] = &[Setting {
-    name: "OPS_ADDRESS",
-    default: "127.0.0.1:4010",
-    help: "Where the persister serves /health and /ready",
-}];
+pub const OWN: &[Setting] = &[
+    Setting {
+        name: "OPS_ADDRESS",
+        default: "127.0.0.1:4010",
+        help: "Where the persister serves /health and /ready",
+    },
+    Setting {
+        name: "LOG_KEEP",
+        default: "7d",
+        help: "How long records stay in the log after they were stored, as 30s, 15m, 12h or 7d, while they \
+               take at most half of LOG_MAX_BYTES; a database restored from a backup younger than this catches up",
+    },
+];
 
 /// Everything a persister is told.
 #[derive(Debug)]
@@ -27,6 +35,8 @@ pub struct Config {
     pub log: LogSettings,
     /// Where health is served.
     pub ops_address: SocketAddr,
+    /// How long records stay in the log after they were stored.
+    pub log_keep: Duration,
     /// Longest time from the stop to the end.
     pub shutdown: Duration,
 }
@@ -46,9 +56,11 @@ pub fn from_environment() -> Result<Config, Mistakes> {
         nats: settings.get("NATS_URL"),
         log: LogSettings::read(&mut settings),
         ops_address: settings.get("OPS_ADDRESS"),
+        log_keep: settings.get::<Span>("LOG_KEEP").0,
         shutdown: Duration::from_secs(settings.get("SHUTDOWN_SECONDS")),
     };
     settings.finish()?;
     shared::telemetry::start(filter, format);
+    config.database.warn_of_unknown_parameters();
     Ok(config)
 }

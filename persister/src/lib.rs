@@ -7,12 +7,14 @@
 pub mod announcer;
 pub mod batch;
 pub mod config;
+pub mod dead_letters;
 pub mod health;
 pub mod migrate;
 pub mod ownership;
 pub mod persist;
 pub mod reader;
 pub mod store;
+pub mod trim;
 pub mod verify;
 
 use shared::lifecycle::Stop;
@@ -47,11 +49,16 @@ pub async fn run(config: Config, health: TcpListener, stop: Stop) -> anyhow::Res
 
     let (ownership, owned) = Ownership::new(store.clone(), nats.clone());
     readiness.follow(owned.clone());
+    let trimmer = trim::Trimmer::new(store.clone(), log.clone(), owned.clone(), config.log_keep);
+    let persister = persist::Persister::new(store, log, nats, owned, disturbances);
     let work_stop = stop.clone();
-    tasks.spawn(async move { ownership.run(&work_stop).await });
-    let persister = persist::Persister::new(store.clone(), log, nats.clone(), owned, disturbances);
-    let work_stop = stop.clone();
-    tasks.spawn(async move { persister.run(&work_stop).await });
+    tasks.spawn(async move {
+        let stop = &work_stop;
+        tokio::try_join!(ownership.run(stop), persister.run(stop), trimmer.run(stop))?;
+        // After the last batch, and after the last look that could take a partition again.
+        ownership.leave().await;
+        Ok(())
+    });
     tracing::info!(%worker, "persister started");
 
     let ended =

@@ -1,7 +1,7 @@
 //! The persister's command line.
 
 use clap::{Parser, Subcommand};
-use persister::{config, health, migrate};
+use persister::{config, dead_letters, health, migrate};
 use shared::lifecycle::stop_on_signal;
 use tokio::net::TcpListener;
 
@@ -21,6 +21,11 @@ enum Command {
     Migrate {
         #[command(subcommand)]
         command: Option<MigrateCommand>,
+    },
+    /// Looks after records that could not be stored.
+    DeadLetters {
+        #[command(subcommand)]
+        command: dead_letters::Command,
     },
     /// Asks the persister that runs here whether it is ready; exit status 0 if it is.
     Health,
@@ -57,6 +62,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Some(Command::Migrate { command: Some(MigrateCommand::Status) }) => {
             migrate::print_status(&config.database).await
         }
+        Some(Command::DeadLetters { command }) => dead_letters::run(command, &config).await,
         Some(Command::Health) => health::ask(config.ops_address).await,
     }
 }

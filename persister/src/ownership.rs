@@ -33,8 +33,8 @@ impl Ownership {
         (Self { store, client, owned }, receiver)
     }
 
-    /// Keeps the share until the stop, then waits for the last batch and gives everything up.
-    pub async fn run(self, stop: &Stop) -> anyhow::Result<()> {
+    /// Keeps the share until the stop.
+    pub async fn run(&self, stop: &Stop) -> anyhow::Result<()> {
         let mut released = self.client.subscribe(subjects::RELEASED).await?;
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -45,7 +45,6 @@ impl Ownership {
                 Some(_) = released.next() => self.look().await,
             }
         }
-        self.leave().await;
         Ok(())
     }
 
@@ -72,9 +71,8 @@ impl Ownership {
         }
     }
 
-    /// The loop drops its end of the channel once its last batch is done.
-    async fn leave(self) {
-        self.owned.closed().await;
+    /// Gives everything up, at the end.
+    pub async fn leave(&self) {
         match self.store.leave().await {
             Ok(()) => self.tell_released().await,
             Err(error) => {

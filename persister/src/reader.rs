@@ -120,7 +120,7 @@ async fn start(
 }
 
 /// Sequence of a partition's last record; 0 if it holds none.
-async fn last_sequence(log: &Stream, partition: Partition) -> Result<u64, async_nats::Error> {
+pub async fn last_sequence(log: &Stream, partition: Partition) -> Result<u64, async_nats::Error> {
     match log.direct_get_last_for_subject(subjects::requests_of(partition)).await {
         Ok(message) => Ok(message.sequence),
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(0),

@@ -178,6 +178,23 @@ const COMMIT: &str = r#"
         coalesce((SELECT array_agg("chatSessionId") FROM stored), '{}') AS chats,
         coalesce((SELECT array_agg("logSequence") FROM orphaned), '{}') AS orphaned"#;
 
+/// How far every partition is stored.
+const STORED: &str = r#"SELECT "partition", "sequence" FROM "LogPartition""#;
+
+/// Moves offsets over records of other partitions, to where no record of their own is named.
+const MOVE_IDLE: &str = r#"
+    UPDATE "LogPartition" p
+    SET "sequence" = $3, "recordedAt" = NULL, "streamCreatedAt" = $4
+    FROM unnest($1::smallint[], $2::bigint[]) AS e ("partition", "sequence")
+    WHERE p."partition" = e."partition" AND p."sequence" = e."sequence""#;
+
+const DEAD_LETTERS: &str = r#"
+    SELECT "id", "subject", "payload", "reason", "recordedAt" FROM "DeadLetter"
+    WHERE $1::bigint IS NULL OR "id" = $1
+    ORDER BY "id" LIMIT $2"#;
+
+const DROP_DEAD_LETTER: &str = r#"DELETE FROM "DeadLetter" WHERE "id" = $1"#;
+
 /// The persister's hold on Postgres. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -198,6 +215,22 @@ pub struct Offset {
     pub stream_created_at: Option<OffsetDateTime>,
     /// Sequence of the last message that was stored, and so announced or lost on the way.
     pub announced: u64,
+}
+
+/// A record that could not be stored.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct DeadLetter {
+    /// Its number.
+    pub id: i64,
+    /// Where it stood.
+    pub subject: String,
+    /// Its bytes.
+    pub payload: Vec<u8>,
+    /// Why it could not be stored.
+    pub reason: String,
+    /// When the log took it.
+    pub recorded_at: OffsetDateTime,
 }
 
 /// What a commit did.
@@ -310,6 +343,45 @@ impl Store {
         let query = sqlx::query(BEGIN_EPOCH).bind(self.worker).bind(partition.to_column());
         answered(query.bind(old.0).bind(new.0).execute(&self.pool)).await?;
         Ok(())
+    }
+
+    /// How far every partition is stored, whoever owns it.
+    pub async fn stored_sequences(&self) -> sqlx::Result<Vec<(Partition, u64)>> {
+        let rows: Vec<(i16, i64)> = answered(sqlx::query_as(STORED).fetch_all(&self.pool)).await?;
+        Ok(rows
+            .into_iter()
+            .map(|(number, sequence)| (partition(number), sequence.cast_unsigned()))
+            .collect())
+    }
+
+    /// Moves the offsets of partitions in which nothing is pending up to a sequence.
+    pub async fn move_idle(
+        &self,
+        idle: &[(Partition, u64)],
+        to: u64,
+        stream_created_at: OffsetDateTime,
+    ) -> sqlx::Result<()> {
+        let partitions: Vec<i16> =
+            idle.iter().map(|(partition, _)| partition.to_column()).collect();
+        let sequences: Vec<i64> = idle.iter().map(|(_, sequence)| column(*sequence)).collect();
+        let query = sqlx::query(MOVE_IDLE).bind(partitions).bind(sequences);
+        answered(query.bind(column(to)).bind(stream_created_at).execute(&self.pool)).await.map(drop)
+    }
+
+    /// The oldest dead letters.
+    pub async fn dead_letters(&self, limit: u32) -> sqlx::Result<Vec<DeadLetter>> {
+        let query = sqlx::query_as(DEAD_LETTERS).bind(None::<i64>).bind(i64::from(limit));
+        answered(query.fetch_all(&self.pool)).await
+    }
+
+    /// One dead letter.
+    pub async fn dead_letter(&self, id: i64) -> sqlx::Result<Option<DeadLetter>> {
+        answered(sqlx::query_as(DEAD_LETTERS).bind(id).bind(1_i64).fetch_optional(&self.pool)).await
+    }
+
+    /// Forgets a dead letter.
+    pub async fn drop_dead_letter(&self, id: i64) -> sqlx::Result<()> {
+        answered(sqlx::query(DROP_DEAD_LETTER).bind(id).execute(&self.pool)).await.map(drop)
     }
 
     /// Commits a batch. `expected` holds the offset of every partition in it.

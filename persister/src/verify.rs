@@ -68,7 +68,8 @@ fn judge(stream: &StreamState, offset: &Offset, found: Option<&Found>) -> Verdic
         return Verdict::Another("the stream was made anew");
     }
     match found {
-        Some(found) if !is_record_of(found, offset) => {
+        // An offset without a timestamp was moved here while nothing was pending.
+        Some(found) if offset.recorded_at.is_some() && !is_record_of(found, offset) => {
             Verdict::Another("another record stands at the offset")
         }
         None if sequence > stream.state.last_sequence => {

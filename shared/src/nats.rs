@@ -27,6 +27,16 @@ pub type Disturbances = watch::Receiver<u64>;
 pub struct NatsUrl(String);
 
 impl NatsUrl {
+    /// Connects now or fails; for commands.
+    pub async fn connect_once(&self) -> Result<Client, async_nats::ConnectError> {
+        let options = self.authenticated(ConnectOptions::new().connection_timeout(CONNECT_TIMEOUT));
+        options.connect(self.servers()).await
+    }
+
+    fn servers(&self) -> Vec<&str> {
+        self.0.split(',').map(str::trim).collect()
+    }
+
     /// The credentials of the first server hold for all: `user:password@`, or a token before the `@`.
     fn authenticated(&self, options: ConnectOptions) -> ConnectOptions {
         let first = self.0.split(',').next().unwrap_or_default();
@@ -84,7 +94,6 @@ pub async fn connect(
     url: &NatsUrl,
     name: &str,
 ) -> Result<(Client, Disturbances), async_nats::ConnectError> {
-    let servers: Vec<&str> = url.0.split(',').map(str::trim).collect();
     let (disturbed, disturbances) = watch::channel(0);
     let client = url
         .authenticated(ConnectOptions::new())
@@ -99,7 +108,7 @@ pub async fn connect(
             observe(&event, &disturbed);
             std::future::ready(())
         })
-        .connect(servers)
+        .connect(url.servers())
         .await?;
     Ok((client, disturbances))
 }

@@ -24,6 +24,9 @@ pub const MAX_PARTITIONS: u16 = 1_024;
 pub struct InvalidPartitionCount;
 
 impl Partition {
+    /// There is always this one.
+    pub const FIRST: Self = Self(0);
+
     /// The partition with this number.
     pub fn new(number: u16) -> Self {
         Self(number)

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// One setting, as `--help` shows it.
 #[derive(Debug, Clone, Copy)]
@@ -166,6 +167,28 @@ impl FromStr for Switch {
     }
 }
 
+/// A span of time: `30s`, `15m`, `12h`, `7d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const INVALID: &str = "must be a span of time such as 30s, 15m, 12h or 7d";
+        let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(INVALID)?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 60 * 60,
+            "d" => 24 * 60 * 60,
+            _ => return Err(INVALID),
+        };
+        let number: u32 = number.parse().map_err(|_| INVALID)?;
+        Ok(Self(Duration::from_secs(u64::from(number) * seconds)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +219,15 @@ mod tests {
         let mistakes = settings.finish().unwrap_err().to_string();
         assert_eq!(mistakes.lines().count(), 2);
         assert!(mistakes.starts_with("PORT: ") && !mistakes.contains("secret"), "{mistakes}");
+    }
+
+    #[test]
+    fn a_span_has_a_unit() {
+        assert_eq!("7d".parse(), Ok(Span(Duration::from_hours(168))));
+        assert_eq!("0s".parse(), Ok(Span(Duration::ZERO)));
+        for text in ["", "7", "d", "-1d", "1w", "7é"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,0 +1,118 @@
+//! Removes old records from the log. Nobody else does: records are kept after they were stored, so
+//! that a database restored from an older backup catches up by itself.
+//!
+//! Removed is what every partition has stored, once it is older than `LOG_KEEP` or when the log takes
+//! more than half of its room; the other half is for a backlog. A partition in which nothing is
+//! pending holds nothing back.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Info, Stream};
+use shared::lifecycle::{Stop, pause};
+use shared::partition::Partition;
+use time::OffsetDateTime;
+
+use crate::ownership::Owned;
+use crate::reader;
+use crate::store::Store;
+
+/// Pause between two looks: how long a log that filled up stays full after the backlog is stored.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// The partition whose owner looks; one worker is enough.
+const TRIMMED_BY_OWNER_OF: Partition = Partition::FIRST;
+
+/// Removes what is stored and old.
+pub struct Trimmer {
+    store: Store,
+    log: Stream,
+    owned: Owned,
+    keep: Duration,
+}
+
+impl Trimmer {
+    /// Keeps records for at least `keep`, if there is room.
+    pub fn new(store: Store, log: Stream, owned: Owned, keep: Duration) -> Self {
+        Self { store, log, owned, keep }
+    }
+
+    /// Looks until the stop.
+    pub async fn run(self, stop: &Stop) -> anyhow::Result<()> {
+        while pause(stop, LOOK_INTERVAL).await {
+            if !self.owned.borrow().contains(&TRIMMED_BY_OWNER_OF) {
+                continue;
+            }
+            if let Some(Err(error)) = stop.run_until_cancelled(self.trim()).await {
+                tracing::warn!("the log is not trimmed: {error:#}");
+            }
+        }
+        Ok(())
+    }
+
+    async fn trim(&self) -> anyhow::Result<()> {
+        let info = self.log.get_info().await?;
+        let wanted = self.old_before(&info).await?.max(too_many_before(&info));
+        if wanted <= info.state.first_sequence {
+            return Ok(());
+        }
+        let below = wanted.min(self.stored_below(&info).await?);
+        if below <= info.state.first_sequence {
+            return Ok(());
+        }
+        let purged = self.log.purge().sequence(below).await?;
+        tracing::info!(records = purged.purged, below, "trimmed the log");
+        Ok(())
+    }
+
+    /// The first sequence that some partition still needs. Partitions without anything pending are
+    /// moved there: what their offset names is removed, and they must not look as if they lost it.
+    async fn stored_below(&self, info: &Info) -> anyhow::Result<u64> {
+        let stored = self.store.stored_sequences().await?;
+        let mut below = info.state.last_sequence + 1;
+        let mut idle = Vec::new();
+        for (partition, sequence) in stored {
+            let last = reader::last_sequence(&self.log, partition).await;
+            if last.map_err(anyhow::Error::from_boxed)? > sequence {
+                below = below.min(sequence + 1);
+            } else {
+                idle.push((partition, sequence));
+            }
+        }
+        idle.retain(|(_, sequence)| sequence + 1 < below);
+        self.store.move_idle(&idle, below - 1, info.created).await?;
+        Ok(below)
+    }
+
+    /// The first sequence that is young enough to be kept, by bisection.
+    async fn old_before(&self, info: &Info) -> anyhow::Result<u64> {
+        let cutoff = OffsetDateTime::now_utc() - self.keep;
+        let (mut low, mut high) = (info.state.first_sequence, info.state.last_sequence + 1);
+        if info.state.messages == 0 || info.state.first_timestamp >= cutoff {
+            return Ok(low);
+        }
+        while low < high {
+            let middle = low + (high - low) / 2;
+            // Records may be missing inside the log: the next one that is there counts.
+            let next = self
+                .log
+                .direct_get_next_for_subject(shared::subjects::ALL_REQUESTS, Some(middle))
+                .await;
+            match next {
+                Ok(record) if record.time < cutoff => low = record.sequence + 1,
+                _ => high = middle,
+            }
+        }
+        Ok(low)
+    }
+}
+
+/// The first sequence to keep so that the log takes half of its room, if all records were alike.
+fn too_many_before(info: &Info) -> u64 {
+    let state = &info.state;
+    let half = info.config.max_bytes.unsigned_abs() / 2;
+    if state.bytes <= half || state.messages == 0 {
+        return state.first_sequence;
+    }
+    let surplus =
+        u128::from(state.bytes - half) * u128::from(state.messages) / u128::from(state.bytes);
+    state.first_sequence + u64::try_from(surplus).unwrap_or(u64::MAX) + 1
+}
