@@ -117,27 +117,39 @@ impl Delivery {
         partition: Partition,
         announced: Position,
     ) -> sqlx::Result<()> {
-        let history = self.gateway.history.clone();
+        loop {
+            self.read_stored(partition).await?;
+            let known = self.positions[&partition];
+            if known.epoch == announced.epoch {
+                return Ok(());
+            }
+            let epochs = self.gateway.history.epochs_from(partition, known.epoch).await?;
+            let forgotten = epochs.is_empty();
+            // An epoch in which nothing is stored yet shows in no row. One that is older than ours is
+            // the last word of a worker that was fenced.
+            if forgotten || epochs.contains(&announced.epoch) {
+                self.positions.insert(partition, Position { epoch: announced.epoch, sequence: 0 });
+            }
+            // A database restored from before our epoch knows only the new one: read that too.
+            if !forgotten {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Emits everything that a partition stored after the known position.
+    async fn read_stored(&mut self, partition: Partition) -> sqlx::Result<()> {
         loop {
             let known = self.positions[&partition];
-            let stored = history.stored_after(partition, known, STRETCH).await?;
-            let Some(last) = stored.last() else { break };
-            let Some(last) = last.message.position() else { break };
+            let stored = self.gateway.history.stored_after(partition, known, STRETCH).await?;
+            let Some(last) = stored.last().and_then(|last| last.message.position()) else {
+                return Ok(());
+            };
             for message in &stored {
                 self.emit(message);
             }
             self.positions.insert(partition, last);
         }
-        // An epoch in which nothing is stored yet shows in no row. One that is older than ours is
-        // the last word of a worker that was fenced.
-        let known = self.positions[&partition];
-        let epochs = history.epochs_from(partition, known.epoch).await?;
-        if epochs.is_empty()
-            || (known.epoch != announced.epoch && epochs.contains(&announced.epoch))
-        {
-            self.positions.insert(partition, Position { epoch: announced.epoch, sequence: 0 });
-        }
-        Ok(())
     }
 
     fn emit(&self, stored: &SessionMessage) {

@@ -15,16 +15,15 @@ use shared::partition::PartitionCount;
 use shared::request::Request;
 use shared::subjects;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::error::{ClientError, ErrorCode as Code};
 
 /// Requests on their way to the log at a time. It bounds memory and the wait of the last one: at
 /// 30,000 a second it is a seventh of a second.
 const IN_FLIGHT_MAX: u32 = 4_096;
-/// Longest wait for JetStream's ack. With the wait for a place before it, a client hears within 5 s.
-const ACK_TIMEOUT: Duration = Duration::from_millis(3_500);
-/// Longest wait for a place among those on their way.
-const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest time from a request's arrival to its answer: a client hears within 5 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// Publishes requests.
 pub struct Publisher {
@@ -37,6 +36,7 @@ pub struct Publisher {
 /// A request that is on its way to the log.
 pub struct OnItsWay {
     ack: PublishAckFuture,
+    deadline: Instant,
     _place: tokio::sync::OwnedSemaphorePermit,
 }
 
@@ -44,7 +44,7 @@ impl Publisher {
     /// Publishes over this connection.
     pub fn new(client: Client, partitions: PartitionCount) -> Self {
         let jetstream = ContextBuilder::new()
-            .timeout(ACK_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
             // Ours bounds it first; the library's would block without a word.
             .max_ack_inflight(2 * IN_FLIGHT_MAX as usize)
             .build(client.clone());
@@ -56,11 +56,17 @@ impl Publisher {
         }
     }
 
+    /// When a request that arrives now must be answered.
+    pub fn deadline() -> Instant {
+        Instant::now() + ANSWER_TIMEOUT
+    }
+
     /// Puts a request on its way. Requests get into the log in the order of these calls.
     pub async fn publish(
         &self,
         session: SessionId,
         request: &Request,
+        deadline: Instant,
     ) -> Result<OnItsWay, ClientError> {
         // Without a connection the library would queue it, and store it some time later.
         if self.client.connection_state() != State::Connected {
@@ -72,9 +78,14 @@ impl Publisher {
             let place = Arc::clone(&self.places).acquire_owned().await;
             let place = place.map_err(|_| ClientError::unavailable())?;
             let ack = self.jetstream.publish(subject, payload.into()).await;
-            Ok(OnItsWay { ack: ack.map_err(|error| client_error(&error))?, _place: place })
+            Ok(OnItsWay {
+                ack: ack.map_err(|error| client_error(&error))?,
+                deadline,
+                _place: place,
+            })
         };
-        tokio::time::timeout(PLACE_TIMEOUT, sent)
+        // Until it resolves nothing was sent.
+        tokio::time::timeout_at(deadline, sent)
             .await
             .unwrap_or_else(|_| Err(ClientError::overloaded()))
     }
@@ -88,7 +99,10 @@ impl Publisher {
 impl OnItsWay {
     /// Waits until the request is in the log.
     pub async fn accepted(self) -> Result<(), ClientError> {
-        self.ack.await.map(drop).map_err(|error| client_error(&error))
+        match tokio::time::timeout_at(self.deadline, self.ack.into_future()).await {
+            Ok(acked) => acked.map(drop).map_err(|error| client_error(&error)),
+            Err(_) => Err(ClientError::unavailable()),
+        }
     }
 }
 

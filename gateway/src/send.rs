@@ -7,12 +7,14 @@ use shared::content::{ClientOffset, Content};
 use shared::ids::{MessageId, SessionId};
 use shared::message::Sender;
 use shared::request::{NewMessage, Request};
+use tokio::time::Instant;
 
 use crate::connection::{Answer, Connection};
 use crate::error::{ClientError, ErrorCode};
 use crate::known::Known;
 use crate::lane::Job;
 use crate::payload::RawEvent;
+use crate::publisher::Publisher;
 
 /// What a client sends.
 #[derive(Deserialize)]
@@ -45,6 +47,7 @@ pub struct SendJob {
     connection: Arc<Connection>,
     session: SessionId,
     message: NewMessage,
+    deadline: Instant,
     asked: Asked,
 }
 
@@ -61,7 +64,9 @@ pub fn on_send(connection: &Arc<Connection>, sender: Sender, event: &RawEvent, a
     let mut asked = Asked { answer, sender, session_id: None, client_offset: None };
     match parse(event, &mut asked, connection.gateway.config.max_content_chars) {
         Ok((session, message)) => {
-            let job = SendJob { connection: Arc::clone(connection), session, message, asked };
+            let deadline = Publisher::deadline();
+            let job =
+                SendJob { connection: Arc::clone(connection), session, message, deadline, asked };
             if let Err(job) = connection.sends.push(job, event.bytes()) {
                 job.asked.refuse(&ClientError::overloaded());
             }
@@ -98,15 +103,16 @@ fn parse(
 
 impl Job for SendJob {
     async fn run(self) {
-        let Self { connection, session, message, asked } = self;
+        let Self { connection, session, message, deadline, asked } = self;
         let gateway = &connection.gateway;
-        match gateway.known.check(session).await {
-            Known::Yes => {}
-            Known::No => return asked.refuse(&ClientError::session_not_found()),
-            Known::Unsure => return asked.refuse(&ClientError::unavailable()),
+        match tokio::time::timeout_at(deadline, gateway.known.check(session)).await {
+            Ok(Known::Yes) => {}
+            Ok(Known::No) => return asked.refuse(&ClientError::session_not_found()),
+            Ok(Known::Unsure) => return asked.refuse(&ClientError::unavailable()),
+            Err(_) => return asked.refuse(&ClientError::overloaded()),
         }
         let id = message.id.clone();
-        match gateway.publisher.publish(session, &Request::Message(message)).await {
+        match gateway.publisher.publish(session, &Request::Message(message), deadline).await {
             // The next send need not wait for this one's ack: the log keeps their order.
             Ok(on_its_way) => drop(tokio::spawn(async move {
                 match on_its_way.accepted().await {

@@ -16,6 +16,7 @@ use crate::history::{History, StoredMessage};
 use crate::known::Known;
 use crate::lane::Job;
 use crate::payload::RawEvent;
+use crate::publisher::Publisher;
 
 /// Longest wait, after a session is in the log, until it can be read over REST.
 const OPENED_TIMEOUT: Duration = Duration::from_secs(1);
@@ -144,7 +145,11 @@ impl SessionJob {
             user_agent: client_info::user_agent(handshake),
         };
         let publisher = &self.connection.gateway.publisher;
-        publisher.publish(session, &Request::Session(new)).await?.accepted().await
+        publisher
+            .publish(session, &Request::Session(new), Publisher::deadline())
+            .await?
+            .accepted()
+            .await
     }
 
     /// Gives the socket what it missed; what was said meanwhile follows behind.

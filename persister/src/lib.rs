@@ -50,7 +50,7 @@ pub async fn run(config: Config, health: TcpListener, stop: Stop) -> anyhow::Res
     let (ownership, owned) = Ownership::new(store.clone(), nats.clone());
     readiness.follow(owned.clone());
     let trimmer = trim::Trimmer::new(store.clone(), log.clone(), owned.clone(), config.log_keep);
-    let persister = persist::Persister::new(store, log, nats, owned, disturbances);
+    let persister = persist::Persister::new(store, jetstream, config.log, owned, disturbances);
     let work_stop = stop.clone();
     tasks.spawn(async move {
         let stop = &work_stop;

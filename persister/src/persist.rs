@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use async_nats::Client;
-use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{self, stream::Stream};
 use futures_util::future::try_join_all;
 use shared::announcement::Position;
 use shared::lifecycle::{Backoff, Stop, pause};
+use shared::log::LogSettings;
 use shared::nats::Disturbances;
 use shared::partition::Partition;
 use tokio::time::{MissedTickBehavior, interval};
@@ -29,8 +29,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Stores what the log holds for the owned partitions.
 pub struct Persister {
     store: Store,
-    log: Stream,
-    client: Client,
+    jetstream: jetstream::Context,
+    log: LogSettings,
     owned: Owned,
     disturbances: Disturbances,
 }
@@ -55,12 +55,12 @@ impl Persister {
     /// Everything the loop needs.
     pub fn new(
         store: Store,
-        log: Stream,
-        client: Client,
+        jetstream: jetstream::Context,
+        log: LogSettings,
         owned: Owned,
         disturbances: Disturbances,
     ) -> Self {
-        Self { store, log, client, owned, disturbances }
+        Self { store, jetstream, log, owned, disturbances }
     }
 
     /// Runs terms until the stop.
@@ -107,28 +107,35 @@ impl Persister {
 
     /// Reads the offsets, makes sure that they belong to this log, opens the log behind them.
     async fn begin(&self, partitions: &[Partition]) -> anyhow::Result<Term> {
-        // The stream is looked at before the partitions in it: see `LogReader::open`.
-        let stream = verify::stream_state(&self.log).await.map_err(anyhow::Error::from_boxed)?;
+        // Opened anew: it may have been wiped. It is looked at before the partitions in it are: see
+        // `LogReader::open`.
+        let log = shared::log::open(&self.jetstream, self.log).await?;
+        let stream = verify::stream_state(&log);
         let mut offsets = self.store.offsets(partitions).await?;
-        if self.begin_epochs(&stream, &offsets).await? {
+        if self.begin_epochs(&log, &stream, &offsets).await? {
             offsets = self.store.offsets(partitions).await?;
         }
         let stored: BTreeMap<_, _> =
             offsets.iter().map(|offset| (offset.partition, offset.stored.sequence)).collect();
-        let reader = LogReader::open(&self.log, &self.client, &stream, &stored).await;
+        let reader = LogReader::open(&log, &self.jetstream.client(), &stream, &stored).await;
         let announced =
             offsets.iter().map(|offset| (offset.partition, announced(offset))).collect();
         Ok(Term {
             reader: reader.map_err(anyhow::Error::from_boxed)?,
-            announcer: Announcer::new(self.client.clone(), announced),
+            announcer: Announcer::new(self.jetstream.client(), announced),
             offsets: offsets.iter().map(|offset| (offset.partition, offset.stored)).collect(),
             stream,
         })
     }
 
     /// Begins a new epoch where the log is not the one that an offset was taken from.
-    async fn begin_epochs(&self, stream: &StreamState, offsets: &[Offset]) -> anyhow::Result<bool> {
-        let verdicts = offsets.iter().map(|offset| verify::verify(&self.log, stream, offset));
+    async fn begin_epochs(
+        &self,
+        log: &Stream,
+        stream: &StreamState,
+        offsets: &[Offset],
+    ) -> anyhow::Result<bool> {
+        let verdicts = offsets.iter().map(|offset| verify::verify(log, stream, offset));
         let verdicts = try_join_all(verdicts).await.map_err(anyhow::Error::from_boxed)?;
         let mut begun = false;
         for (offset, verdict) in offsets.iter().zip(verdicts) {

@@ -39,10 +39,10 @@ pub struct Found {
     pub time: OffsetDateTime,
 }
 
-/// The stream's present state.
-pub async fn stream_state(log: &Stream) -> Result<StreamState, async_nats::Error> {
-    let info = log.get_info().await?;
-    Ok(StreamState { created: info.created, state: info.state })
+/// The stream's state when it was opened.
+pub fn stream_state(log: &Stream) -> StreamState {
+    let info = log.cached_info();
+    StreamState { created: info.created, state: info.state.clone() }
 }
 
 /// Looks at the record that the offset names. The stream's leader is asked: a replica may be behind.
