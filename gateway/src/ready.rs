@@ -6,16 +6,12 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::connection::State;
 use axum::http::StatusCode;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::config::Host;
 use crate::history::History;
 
 /// Longest wait for Postgres before it counts as away.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for the answer of a gateway that is asked for its health.
-const ASK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What readiness depends on.
 #[derive(Clone)]
@@ -47,19 +43,5 @@ pub async fn ask(host: &Host, port: u16) -> anyhow::Result<()> {
         Host::Address(address) if !address.is_unspecified() => *address,
         Host::Address(_) | Host::Localhost => Ipv4Addr::LOCALHOST.into(),
     };
-    let asked = async {
-        let mut stream = TcpStream::connect(SocketAddr::new(address, port)).await?;
-        stream.write_all(b"GET /ready HTTP/1.0\r\n\r\n").await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    let answer = tokio::time::timeout(ASK_TIMEOUT, asked).await??;
-    let ready = answer.split(' ').nth(1) == Some("200");
-    anyhow::ensure!(
-        ready,
-        "not ready: {}",
-        answer.split("\r\n\r\n").nth(1).unwrap_or(&answer).trim()
-    );
-    Ok(())
+    Ok(shared::health::ask(SocketAddr::new(address, port)).await?)
 }

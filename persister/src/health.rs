@@ -1,6 +1,5 @@
 //! Health of the persister over HTTP: `/health` while the process lives, `/ready` while it can work.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -8,16 +7,13 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use shared::lifecycle::Stop;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use crate::ownership::Owned;
 use crate::store::Store;
 
 /// Longest wait for Postgres before it counts as away.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for the answer of a persister that is asked for its health.
-const ASK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What readiness depends on.
 #[derive(Clone)]
@@ -73,24 +69,5 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, stop: Stop) -> a
     let serving = axum::serve(listener, router).into_future();
     // Answers until the stop; an answer that is under way then is not worth waiting for.
     stop.run_until_cancelled(serving).await.unwrap_or(Ok(()))?;
-    Ok(())
-}
-
-/// Asks the persister at this address whether it is ready; its report is the error.
-pub async fn ask(address: SocketAddr) -> anyhow::Result<()> {
-    let asked = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(b"GET /ready HTTP/1.0\r\n\r\n").await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    let answer = tokio::time::timeout(ASK_TIMEOUT, asked).await??;
-    let ready = answer.split(' ').nth(1) == Some("200");
-    anyhow::ensure!(
-        ready,
-        "not ready: {}",
-        answer.split("\r\n\r\n").nth(1).unwrap_or(&answer).trim()
-    );
     Ok(())
 }

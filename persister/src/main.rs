@@ -1,7 +1,7 @@
 //! The persister's command line.
 
 use clap::{Parser, Subcommand};
-use persister::{config, dead_letters, health, migrate};
+use persister::{config, dead_letters, migrate};
 use shared::lifecycle::stop_on_signal;
 use tokio::net::TcpListener;
 
@@ -63,6 +63,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             migrate::print_status(&config.database).await
         }
         Some(Command::DeadLetters { command }) => dead_letters::run(command, &config).await,
-        Some(Command::Health) => health::ask(config.ops_address).await,
+        Some(Command::Health) => Ok(shared::health::ask(config.ops_address).await?),
     }
 }

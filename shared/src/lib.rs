@@ -8,6 +8,7 @@
 pub mod announcement;
 pub mod content;
 pub mod database;
+pub mod health;
 pub mod ids;
 pub mod lifecycle;
 pub mod log;
