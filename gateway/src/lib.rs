@@ -96,6 +96,8 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> any
     let (router, io) = routes::router(&gateway, readiness);
     tasks.spawn(serve::serve(listeners, router, stop.clone()));
     tokio::select! {
+        // First: some of the tasks end by the same stop.
+        biased;
         () = stop.cancelled() => {}
         Some(ended) = tasks.join_next() => { ended??; anyhow::bail!("a task ended that should run for ever") }
     }

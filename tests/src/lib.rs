@@ -1,1 +1,41 @@
-//! TBD
+//! The harness: every test has a stack of its own, made of real servers and the built services.
+//!
+//! ```no_run
+//! # async fn example() {
+//! let stack = tests::Stack::builder().persisters(2).start().await;
+//! stack.persister(0).kill();
+//! let answer = stack.http().get(stack.url("/health")).send().await;
+//! # }
+//! ```
+//!
+//! Nothing has to be prepared: servers are found or fetched, Postgres is shared between test
+//! processes, and nothing is left running, also after a `kill -9`.
+//!
+//! The harness panics where it cannot do what a test asks for: that is what fails a test.
+
+mod backend;
+mod binaries;
+mod builder;
+mod conversation;
+mod database;
+#[cfg(feature = "docker")]
+mod docker;
+mod node;
+mod puppet;
+mod server;
+mod service;
+mod stack;
+mod wait;
+mod wire;
+
+pub use binaries::{machine, program};
+pub use builder::{Builder, Link};
+pub use conversation::Conversation;
+pub use database::Database;
+pub use node::{NodeRun, node, node_test};
+pub use puppet::{Client, Puppet, Talk};
+pub use server::{Nats, Postgres, Process, Server};
+pub use service::Service;
+pub use stack::Stack;
+pub use wait::eventually;
+pub use wire::Wire;

@@ -1,0 +1,56 @@
+//! The services' programs, built by cargo.
+
+use std::collections::HashMap;
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// What cargo tells the programs that it runs; build scripts that watch these variables would see a
+/// change in a cargo that such a program runs, and everything would be built again.
+const TOLD_BY_CARGO: [&str; 5] =
+    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+
+/// The cargo that runs us, if one does.
+pub fn cargo() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// Builds all programs of the workspace, and reports about them on standard output. The whole
+/// workspace is named so that `cargo up` and the tests share what is built.
+pub fn args(release: bool) -> Vec<&'static str> {
+    let profile = release.then_some("--release");
+    let fixed = ["build", "--workspace", "--bins", "--message-format=json-render-diagnostics"];
+    fixed.into_iter().chain(profile).collect()
+}
+
+/// Our environment without what cargo put there.
+pub fn environment() -> impl Iterator<Item = (OsString, OsString)> {
+    let own = |name: &str| !TOLD_BY_CARGO.iter().any(|prefix| name.starts_with(prefix));
+    env::vars_os().filter(move |(name, _)| own(&name.to_string_lossy()))
+}
+
+/// Where the programs lie.
+#[derive(Clone, Debug)]
+pub struct Programs(HashMap<String, PathBuf>);
+
+impl Programs {
+    /// Reads cargo's report: a line of JSON for every file that it made or found fresh.
+    pub fn of_report(report: &str) -> Self {
+        let messages = report.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let programs = messages.filter_map(|message| {
+            let path = PathBuf::from(message["executable"].as_str()?);
+            Some((message["target"]["name"].as_str()?.to_owned(), path))
+        });
+        Self(programs.collect())
+    }
+
+    /// The file of one program.
+    pub fn path(&self, name: &str) -> Result<&Path> {
+        let path =
+            self.0.get(name).with_context(|| format!("the workspace has no program `{name}`"))?;
+        Ok(path)
+    }
+}

@@ -1,0 +1,60 @@
+//! What a process uses.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::tool;
+
+/// Memory in RAM, in bytes.
+pub fn resident_bytes(id: u32) -> Result<u64> {
+    let kilobytes = match fs::read_to_string(format!("/proc/{id}/status")) {
+        Ok(status) => status.lines().find_map(|line| number(line.strip_prefix("VmRSS:")?)),
+        Err(_) => number(&tool::output("ps", ["-o", "rss=", "-p", &id.to_string()])?),
+    };
+    Ok(kilobytes.context("no such process")? * 1024)
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
+/// Processor time used so far, in user and kernel mode. Linux only.
+pub fn cpu_time(id: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // The name in parentheses may hold anything; user and system ticks are fields 14 and 15.
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+    let ticks = ticks(11)
+        .zip(ticks(12))
+        .map(|(user, system)| user + system)
+        .context("unknown format of /proc")?;
+    Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
+}
+
+/// The command line of a process; nothing if there is none.
+pub fn command_line(id: u32) -> Option<String> {
+    match fs::read(format!("/proc/{id}/cmdline")) {
+        Ok(bytes) => Some(String::from_utf8_lossy(&bytes).replace('\0', " ")),
+        Err(_) if cfg!(target_os = "linux") => None,
+        Err(_) => tool::output("ps", ["-o", "command=", "-p", &id.to_string()]).ok(),
+    }
+}
+
+/// The processes whose parent is `id`.
+pub fn children(id: u32) -> Vec<u32> {
+    match fs::read_to_string(format!("/proc/{id}/task/{id}/children")) {
+        Ok(text) => text.split_whitespace().filter_map(|word| word.parse().ok()).collect(),
+        Err(_) => children_by_ps(id),
+    }
+}
+
+fn children_by_ps(id: u32) -> Vec<u32> {
+    let table = tool::output("ps", ["-A", "-o", "pid=,ppid="]).unwrap_or_default();
+    let pairs = table.lines().filter_map(|line| {
+        let mut words = line.split_whitespace().map(str::parse::<u32>);
+        Some((words.next()?.ok()?, words.next()?.ok()?))
+    });
+    pairs.filter(|(_, parent)| *parent == id).map(|(child, _)| child).collect()
+}

@@ -1,0 +1,64 @@
+//! `cargo up`, step by step.
+
+mod command;
+mod home;
+mod options;
+mod programs;
+mod ready;
+mod running;
+mod servers;
+mod services;
+mod settings;
+mod signals;
+
+use std::env;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use stack::machine::Machine;
+
+use home::Home;
+use options::Options;
+use running::Running;
+use servers::Servers;
+use settings::Settings;
+use signals::{Interrupted, Signals};
+
+/// As shells have it: 128 and the number of SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// Starts everything, and stops it when asked, or when something ended that should not.
+pub(crate) fn run() -> Result<ExitCode> {
+    let options = Options::parse();
+    let machine = Machine::detect(env::current_exe()?)?;
+    let settings = Settings::read(&options)?;
+    let home = Home::open(&machine, &settings, &options)?;
+    services::refuse_taken_ports(&settings, &options)?;
+    let signals = Signals::listen(&home)?;
+    match up(&options, &machine, &settings, &home, &signals) {
+        _ if signals.forced() => Ok(ExitCode::from(INTERRUPTED)),
+        Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(INTERRUPTED)),
+        result => result,
+    }
+}
+
+fn up(
+    options: &Options,
+    machine: &Machine,
+    settings: &Settings,
+    home: &Home,
+    signals: &Signals,
+) -> Result<ExitCode> {
+    let servers = Servers::prepare(machine, settings, home)?;
+    let programs = programs::build(machine, settings, home, options, signals)?;
+    let mut running = Running::new(servers, signals);
+    let result = running.start(machine, settings, options, &programs, home).and_then(|()| {
+        match options.command.split_first() {
+            None => running.until_stopped(),
+            Some((program, args)) => command::run(machine, &running, program, args, signals),
+        }
+    });
+    running.stop();
+    result
+}

@@ -1,0 +1,305 @@
+//! What a test's stack is to be made of.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::path::{Path, PathBuf};
+
+use stack::launch::{Output, Program};
+use stack::run_dir::RunDir;
+use stack::{Machine, Port};
+use url::Url;
+
+use crate::backend::Backend;
+use crate::binaries::Binaries;
+use crate::database::Database;
+use crate::server::{Nats, Postgres};
+use crate::service::Service;
+use crate::stack::Stack;
+use crate::wait::must;
+use crate::wire::Wire;
+
+/// What a service inherits from the tests; all else would make a test depend on who runs it.
+const INHERITED: [&str; 5] = ["PATH", "HOME", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE"];
+
+/// A connection between two programs where a [`Wire`] can be put; every process has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Link {
+    /// From a gateway to NATS.
+    GatewayNats,
+    /// From a gateway to Postgres.
+    GatewayPostgres,
+    /// From a persister to NATS.
+    PersisterNats,
+    /// From a persister to Postgres.
+    PersisterPostgres,
+}
+
+/// Whose Postgres a stack's database is on.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Shared,
+    Own { durable: bool },
+}
+
+type Variables = Vec<(String, String)>;
+
+/// Describes a stack; [`Builder::start`] makes it.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    gateways: usize,
+    persisters: usize,
+    env: Variables,
+    gateway_env: Variables,
+    persister_env: Variables,
+    wires: Vec<Link>,
+    postgres: Source,
+    empty_database: bool,
+    start_services: bool,
+    sync_interval: Option<String>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            gateways: 1,
+            persisters: 1,
+            env: vec![("LIMITS".into(), "off".into())],
+            gateway_env: Vec::new(),
+            persister_env: Vec::new(),
+            wires: Vec::new(),
+            postgres: Source::Shared,
+            empty_database: false,
+            start_services: true,
+            sync_interval: None,
+        }
+    }
+}
+
+impl Builder {
+    /// How many gateways; 1 unless said otherwise.
+    #[must_use]
+    pub fn gateways(self, gateways: usize) -> Self {
+        Self { gateways, ..self }
+    }
+
+    /// How many persisters; 1 unless said otherwise.
+    #[must_use]
+    pub fn persisters(self, persisters: usize) -> Self {
+        Self { persisters, ..self }
+    }
+
+    /// Sets a variable for all services. `LIMITS` is `off` unless set.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets a variable for the gateways.
+    #[must_use]
+    pub fn gateway_env(mut self, name: &str, value: &str) -> Self {
+        self.gateway_env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets a variable for the persisters.
+    #[must_use]
+    pub fn persister_env(mut self, name: &str, value: &str) -> Self {
+        self.persister_env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Puts a wire into this connection of every process that has it.
+    #[must_use]
+    pub fn wire(mut self, link: Link) -> Self {
+        self.wires.push(link);
+        self
+    }
+
+    /// A Postgres of the test's own, to break.
+    #[must_use]
+    pub fn own_postgres(self) -> Self {
+        Self { postgres: Source::Own { durable: false }, ..self }
+    }
+
+    /// The test's own Postgres writes as it does in production, and so does NATS.
+    #[must_use]
+    pub fn durable(self) -> Self {
+        Self {
+            postgres: Source::Own { durable: true },
+            sync_interval: Some("always".into()),
+            ..self
+        }
+    }
+
+    /// `sync_interval` of the nats-server: `always`, or a duration.
+    #[must_use]
+    pub fn nats_sync_interval(self, interval: &str) -> Self {
+        Self { sync_interval: Some(interval.into()), ..self }
+    }
+
+    /// The database holds nothing before the first service starts.
+    #[must_use]
+    pub fn empty_database(self) -> Self {
+        Self { empty_database: true, ..self }
+    }
+
+    /// The services are made and not started.
+    #[must_use]
+    pub fn services_stopped(self) -> Self {
+        Self { start_services: false, ..self }
+    }
+
+    /// Makes the stack and waits until every service is ready.
+    pub async fn start(self) -> Stack {
+        let machine =
+            must(tokio::task::spawn_blocking(|| Binaries::get().machine()).await, "looking around");
+        let home = must(RunDir::create(&machine), "making a folder for a stack");
+        let (postgres, nats) =
+            tokio::join!(self.postgres(&machine, home.path()), self.nats(&machine, home.path()));
+        let database = self.database(postgres.as_ref()).await;
+        let maker = Maker {
+            plan: &self,
+            machine,
+            home: home.path(),
+            database: database.url(),
+            nats: nats.url(),
+        };
+        let (gateways, gateway_wires) = maker.services(Kind::Gateway, self.gateways).await;
+        let (persisters, persister_wires) = maker.services(Kind::Persister, self.persisters).await;
+        let wires = gateway_wires.into_iter().chain(persister_wires).collect();
+        let stack = Stack { gateways, persisters, wires, database, nats, postgres, home };
+        if self.start_services {
+            stack.start_services().await;
+        }
+        stack
+    }
+
+    async fn postgres(&self, machine: &Machine, home: &Path) -> Option<Postgres> {
+        match (Backend::chosen(), self.postgres) {
+            (Backend::Local, Source::Shared) => None,
+            (Backend::Local, Source::Own { durable }) => {
+                Some(Postgres::local_postgres(machine.clone(), home, durable).await)
+            }
+            #[cfg(feature = "docker")]
+            (Backend::Docker, _) => Some(Postgres::docker().await),
+        }
+    }
+
+    async fn nats(&self, machine: &Machine, home: &Path) -> Nats {
+        match Backend::chosen() {
+            Backend::Local => {
+                Nats::local_nats(machine.clone(), home, self.sync_interval.clone()).await
+            }
+            #[cfg(feature = "docker")]
+            Backend::Docker => Nats::docker().await,
+        }
+    }
+
+    /// A server of one's own has no template to copy: the persister migrates at its start.
+    async fn database(&self, postgres: Option<&Postgres>) -> Database {
+        match postgres {
+            Some(postgres) => Database::empty_on(&postgres.url()).await,
+            None if self.empty_database => Database::empty().await,
+            None => Database::migrated().await,
+        }
+    }
+
+    fn variables(&self, kind: Kind) -> impl Iterator<Item = &(String, String)> {
+        let own = match kind {
+            Kind::Gateway => &self.gateway_env,
+            Kind::Persister => &self.persister_env,
+        };
+        self.env.iter().chain(own)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Gateway,
+    Persister,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Persister => "persister",
+        }
+    }
+
+    fn links(self) -> (Link, Link) {
+        match self {
+            Self::Gateway => (Link::GatewayNats, Link::GatewayPostgres),
+            Self::Persister => (Link::PersisterNats, Link::PersisterPostgres),
+        }
+    }
+}
+
+type Wires = BTreeMap<(Link, usize), Wire>;
+
+/// What all services of a stack have in common.
+struct Maker<'a> {
+    plan: &'a Builder,
+    machine: Machine,
+    home: &'a Path,
+    database: &'a str,
+    nats: String,
+}
+
+impl Maker<'_> {
+    async fn services(&self, kind: Kind, count: usize) -> (Vec<Service>, Wires) {
+        let mut wires = Wires::new();
+        let mut services = Vec::new();
+        for index in 0..count {
+            let (nats, postgres) = kind.links();
+            let nats = self.through(nats, index, &self.nats, &mut wires).await;
+            let postgres = self.through(postgres, index, self.database, &mut wires).await;
+            services.push(self.service(kind, index, &nats, &postgres));
+        }
+        (services, wires)
+    }
+
+    /// The URL to use: the server's own, or that of a wire to it.
+    async fn through(&self, link: Link, index: usize, server: &str, wires: &mut Wires) -> String {
+        if !self.plan.wires.contains(&link) {
+            return server.to_owned();
+        }
+        let mut url = must(Url::parse(server), "the URL of a server");
+        let wire = Wire::to(must(url.port().ok_or("no port"), "the URL of a server")).await;
+        must(url.set_port(Some(wire.port())), "the URL of a wire");
+        wires.insert((link, index), wire);
+        url.into()
+    }
+
+    fn service(&self, kind: Kind, index: usize, nats: &str, postgres: &str) -> Service {
+        let name = format!("{}-{index}", kind.name());
+        let port = must(Port::reserve(), "a port for a service");
+        let log = self.log(&name);
+        let mut program = Program {
+            clean_env: true,
+            folder: Some(self.home.to_path_buf()),
+            output: Output::File(log.clone()),
+            pid_folder: Some(self.home.join("pids")),
+            ..Program::new(name, Binaries::get().path(kind.name()))
+        };
+        for name in INHERITED {
+            program.env.extend(env::var_os(name).map(|value| (name.into(), value)));
+        }
+        program = program.env("DATABASE_URL", postgres).env("NATS_URL", nats);
+        program = match kind {
+            Kind::Gateway => {
+                program.env("HOST", "127.0.0.1").env("PORT", port.number().to_string())
+            }
+            Kind::Persister => program.env("OPS_ADDRESS", format!("127.0.0.1:{}", port.number())),
+        };
+        for (name, value) in self.plan.variables(kind) {
+            program = program.env(name, value);
+        }
+        Service::new(&self.machine, port, log, program)
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.home.join(format!("{name}.log"))
+    }
+}

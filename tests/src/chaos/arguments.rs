@@ -1,0 +1,59 @@
+//! What a run is told.
+
+use std::time::Duration;
+
+use clap::Parser;
+
+use super::random;
+
+/// Breaks everything under load and looks whether a promise breaks with it.
+///
+/// Kills, stops, freezes and cuts off gateways, persisters, NATS and Postgres as a seed says, fills the
+/// log and restores older dumps, while real clients talk. Ends at once with what broke, or after all
+/// was mended with a table.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "cargo chaos")]
+pub struct Arguments {
+    /// How long faults are made, in minutes; a fraction will do.
+    #[arg(long, default_value_t = 10.0)]
+    pub minutes: f64,
+    /// Which schedule of faults; a random one if none is given.
+    #[arg(long, default_value_t = random::any_seed())]
+    pub seed: u64,
+    /// Gateways.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
+    pub gateways: u16,
+    /// Persisters.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=8))]
+    pub persisters: u16,
+    /// Messages sent per second by all clients together.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=5_000))]
+    pub rate: u64,
+    /// Clients that are the real JavaScript one, by websocket and by polling; 0 for none.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=32))]
+    pub javascript: u16,
+    /// Only these kinds of fault, by the first words of their names in the table, with commas.
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Seconds that anything may take longer than promised: for the load of this machine.
+    #[arg(long, default_value_t = 3)]
+    pub slack: u64,
+}
+
+impl Arguments {
+    /// How long faults are made.
+    pub(super) fn time(&self) -> Duration {
+        Duration::try_from_secs_f64(self.minutes * 60.0).unwrap_or_default()
+    }
+
+    /// What to type to repeat it.
+    pub(super) fn command(&self) -> String {
+        let Self { minutes, seed, gateways, persisters, rate, javascript, only, slack } = self;
+        let only =
+            if only.is_empty() { String::new() } else { format!(" --only '{}'", only.join(",")) };
+        format!(
+            "cargo chaos --minutes {minutes} --seed {seed} --gateways {gateways} --persisters {persisters} \
+             --rate {rate} --javascript {javascript} --slack {slack}{only}"
+        )
+    }
+}

@@ -1,0 +1,109 @@
+//! The harness itself: what tests rely on without looking.
+
+#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
+
+use std::time::Duration;
+
+use tests::{Database, Stack, Wire, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const SOON: Duration = Duration::from_secs(5);
+/// Long enough for a byte that should not come to come.
+const SILENCE: Duration = Duration::from_millis(200);
+
+#[tokio::test]
+async fn databases_are_separate_and_migrated() {
+    let (one, other) = tokio::join!(Database::migrated(), Database::empty());
+    assert_ne!(one.url(), other.url());
+    assert_eq!(tables(&one).await, 2);
+    assert_eq!(tables(&other).await, 0);
+}
+
+async fn tables(database: &Database) -> i64 {
+    let pool = sqlx::PgPool::connect(database.url()).await.unwrap();
+    let seed = "SELECT count(*) FROM pg_tables WHERE tablename IN ('ChatSession', 'Message')";
+    sqlx::query_scalar(seed).fetch_one(&pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_wire_carries_and_freezes_and_cuts() {
+    let (wire, _server) = echo().await;
+    let mut client = connect(&wire).await.unwrap();
+    assert_eq!(say(&mut client, b'a').await, Some(b'a'));
+    wire.freeze();
+    assert_eq!(say(&mut client, b'b').await, None);
+    wire.mend();
+    assert_eq!(hear(&mut client).await, Some(b'b'));
+    wire.cut();
+    assert_eq!(hear(&mut client).await, None);
+    eventually(SOON, "new connections are refused", async || connect(&wire).await.is_err()).await;
+    wire.mend();
+    eventually(SOON, "connections are taken again", async || connect(&wire).await.is_ok()).await;
+}
+
+async fn echo() -> (Wire, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let wire = Wire::to(listener.local_addr().unwrap().port()).await;
+    let server = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut from, mut to) = stream.split();
+                tokio::io::copy(&mut from, &mut to).await
+            });
+        }
+    });
+    (wire, server)
+}
+
+async fn connect(wire: &Wire) -> std::io::Result<TcpStream> {
+    TcpStream::connect(("127.0.0.1", wire.port())).await
+}
+
+async fn say(client: &mut TcpStream, byte: u8) -> Option<u8> {
+    client.write_u8(byte).await.unwrap();
+    hear(client).await
+}
+
+async fn hear(client: &mut TcpStream) -> Option<u8> {
+    tokio::time::timeout(SILENCE, client.read_u8()).await.ok()?.ok()
+}
+
+#[tokio::test]
+async fn a_stack_starts_and_its_services_die_and_come_back() {
+    let stack = Stack::builder().persisters(2).start().await;
+    let answer = stack.http().get(stack.url("/health")).send().await.unwrap();
+    assert!(answer.status().is_success());
+    stack.persister(0).kill();
+    assert!(!stack.persister(0).is_running());
+    assert!(stack.persister(1).is_running());
+    stack.start_services().await;
+    assert!(stack.gateway(0).terminate().await.success(), "{}", stack.gateway(0).logs());
+    stack.gateway(0).start().await;
+    assert!(stack.gateway(0).resident_bytes() > 1_000_000);
+}
+
+#[tokio::test]
+async fn a_stack_can_break_its_servers() {
+    let stack = Stack::builder().own_postgres().start().await;
+    stack.nats().kill().await;
+    stack.postgres().kill().await;
+    stack.nats().start().await;
+    stack.postgres().start().await;
+    stack.nats().pause().await;
+    stack.nats().resume().await;
+    stack.postgres().pause().await;
+    stack.postgres().resume().await;
+    stack.gateway(0).ready().await;
+    stack.persister(0).ready().await;
+    stack.nats_client().await.flush().await.unwrap();
+    sqlx::query("SELECT 1").execute(&stack.pool()).await.unwrap();
+}
+
+#[tokio::test]
+async fn node_runs_with_the_real_client() {
+    let script = "import('socket.io-client').then(({ io }) => console.log(typeof io))";
+    let run = tests::node(&["-e", script], &[]).await;
+    assert!(run.status.success(), "{}", run.output);
+    assert_eq!(run.output.trim(), "function");
+}
