@@ -26,7 +26,7 @@ use crate::problem::Problem;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest time that sent bytes may stay unacknowledged, or a zero window may last: a client that
 /// does not read is cut off by the kernel, which no lock of ours can hold up.
-const UNREAD_TIMEOUT: Duration = Duration::from_secs(20);
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for answers that are under way at the stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after an error of `accept`, which is usually a lack of file descriptors.

@@ -62,6 +62,9 @@ impl Conversation {
 
     /// Ends it: what was accepted is stored exactly once and in order, and both have seen exactly
     /// what is stored, each message once and all in one order.
+    ///
+    /// # Panics
+    /// That is how it fails.
     pub async fn end(self, stack: &Stack) {
         let talks = [self.visitor.hush().await, self.admin.hush().await];
         let accepted = talks.iter().map(|talk| talk.accepted.len()).sum();

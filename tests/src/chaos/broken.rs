@@ -73,3 +73,5 @@ impl fmt::Display for Broken {
         write!(f, "{}: {}", self.promise.breakage(), self.text)
     }
 }
+
+impl std::error::Error for Broken {}

@@ -4,7 +4,7 @@
 //! be shown the same messages in the same places. So a gap, a repeat or another order is found at the
 //! moment in which it is shown, and a client's whole view is one number.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ use super::random::{Random, hash};
 /// Longest filler of a message in words.
 const WORDS_MAX: u64 = 40;
 const WORDS: [&str; 8] = ["lorem", "ipsum", "dolor", "sit", "amet", "größer", "чат", "\u{1f600}"];
-/// Steps of a room that are shown when its promise broke.
-const SHOWN: usize = 80;
+/// Steps of a room that are kept to be shown when a promise breaks.
+const STEPS: usize = 120;
 
 /// Who sends: the two events of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ struct State {
     groups: HashMap<String, u64>,
     /// Members that may still send.
     sending: usize,
-    steps: Vec<Step>,
+    steps: VecDeque<Step>,
 }
 
 /// A message that was sent, perhaps several times.
@@ -374,8 +374,11 @@ impl Room {
 
 impl State {
     fn step(&mut self, client: &str, what: &'static str, message: Option<usize>) {
+        if self.steps.len() == STEPS {
+            self.steps.pop_front();
+        }
         let client = client.to_owned();
-        self.steps.push(Step { at: Instant::now(), client, what, message });
+        self.steps.push_back(Step { at: Instant::now(), client, what, message });
     }
 
     fn name(&self, index: usize) -> String {
@@ -384,14 +387,13 @@ impl State {
     }
 
     fn last_steps(&self) -> String {
-        let from = self.steps.len().saturating_sub(SHOWN);
         let now = Instant::now();
         let line = |step: &Step| {
             let message = step.message.map(|index| self.name(index)).unwrap_or_default();
             let ago = (now - step.at).as_secs_f64();
             format!("  {ago:8.3} s ago  {:10} {} {message}", step.client, step.what)
         };
-        self.steps[from..].iter().map(line).collect::<Vec<_>>().join("\n")
+        self.steps.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 }
 

@@ -1,0 +1,181 @@
+//! The faults as they really were, and what may be late because of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::Link;
+
+use super::schedule::{Target, What};
+
+/// How long a fault may still be felt after it was mended.
+const TAIL: Duration = Duration::from_secs(3);
+/// A worker is replaced within 5 s; what it left must be stored and announced then.
+const TAKEOVER: Duration = Duration::from_secs(6);
+/// A worker that is asked to stop hands over at once.
+const HANDOVER: Duration = Duration::from_secs(1);
+/// Delivery goes on this long after NATS, Postgres or a wire came back.
+const RESUMES: Duration = Duration::from_secs(5);
+/// The persisters find out that the database is another one, and replay.
+const REPLAY: Duration = Duration::from_secs(10);
+/// Delays below it are no silence that anybody asks about.
+const SILENCE_MIN: Duration = Duration::from_millis(100);
+
+/// Every fault that was made.
+#[derive(Debug)]
+pub(super) struct Spans {
+    slack: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    spans: Vec<Span>,
+    /// Of each kind, the longest silence that overlapped with nothing else.
+    alone: BTreeMap<String, Duration>,
+    /// The longest of all, and the kinds that it overlapped with.
+    longest: (Duration, BTreeSet<String>),
+    /// The longest without a fault.
+    calm: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    what: What,
+    begun: Instant,
+    ended: Option<Instant>,
+}
+
+/// A silence that was longer than its faults excuse.
+#[derive(Debug)]
+pub(super) struct TooLong {
+    pub(super) took: Duration,
+    pub(super) allowed: Duration,
+    pub(super) faults: Vec<String>,
+}
+
+impl Spans {
+    pub(super) fn new(slack: Duration) -> Self {
+        Self { slack, state: Mutex::default() }
+    }
+
+    /// A fault begins; its number.
+    pub(super) fn begin(&self, what: What) -> usize {
+        let mut state = self.state();
+        state.spans.push(Span { what, begun: Instant::now(), ended: None });
+        state.spans.len() - 1
+    }
+
+    /// It is mended.
+    pub(super) fn end(&self, number: usize) {
+        if let Some(span) = self.state().spans.get_mut(number) {
+            span.ended = Some(Instant::now());
+        }
+    }
+
+    /// The faults of now, for the line of progress.
+    pub(super) fn present(&self) -> Vec<String> {
+        let state = self.state();
+        state.spans.iter().filter(|span| span.ended.is_none()).map(|span| span.what.to_string()).collect()
+    }
+
+    /// How many there were of each kind.
+    pub(super) fn counts(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for span in &self.state().spans {
+            *counts.entry(span.what.kind()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// A client of this gateway waited since then for a message that it is shown now.
+    pub(super) fn silence(&self, since: Instant, gateway: usize) -> Result<(), TooLong> {
+        let took = since.elapsed();
+        let mut state = self.state();
+        if took < SILENCE_MIN {
+            return Ok(());
+        }
+        let felt: Vec<Span> = state.overlapping(since, gateway);
+        let kinds: BTreeSet<String> = felt.iter().map(|span| span.what.kind()).collect();
+        state.note(took, &kinds);
+        let excuses = felt.iter().map(|span| span.excuses());
+        check(took, self.slack + Duration::from_secs(1) + excuses.sum::<Duration>(), &felt)
+    }
+
+    /// A client of this gateway waited since then for any answer to a send. NATS and Postgres excuse
+    /// nothing: the promise holds without them.
+    pub(super) fn answer(&self, since: Instant, gateway: usize) -> Result<(), TooLong> {
+        let took = since.elapsed();
+        let mut felt = self.state().overlapping(since, gateway);
+        felt.retain(|span| span.what.targets().contains(&Target::Gateway(gateway)));
+        let asleep = felt.iter().filter(|span| matches!(span.what, What::Pause(_)));
+        let excuses: Duration = asleep.map(|span| span.lasted() + TAIL).sum();
+        check(took, RESUMES + self.slack + excuses, &felt)
+    }
+
+    /// The silences: alone by kind, without a fault, and the longest with its kinds.
+    pub(super) fn silences(&self) -> (BTreeMap<String, Duration>, Duration, (Duration, BTreeSet<String>)) {
+        let state = self.state();
+        (state.alone.clone(), state.calm, state.longest.clone())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn overlapping(&self, since: Instant, gateway: usize) -> Vec<Span> {
+        let concerns = |span: &&Span| span.what.gateway().is_none_or(|index| index == gateway);
+        let felt = |span: &&Span| span.ended.is_none_or(|ended| ended + TAIL > since);
+        self.spans.iter().filter(concerns).filter(felt).copied().collect()
+    }
+
+    fn note(&mut self, took: Duration, kinds: &BTreeSet<String>) {
+        if took > self.longest.0 {
+            self.longest = (took, kinds.clone());
+        }
+        if kinds.is_empty() {
+            self.calm = self.calm.max(took);
+        }
+        if let (Some(kind), 1) = (kinds.first(), kinds.len()) {
+            let longest = self.alone.entry(kind.clone()).or_default();
+            *longest = took.max(*longest);
+        }
+    }
+}
+
+impl Span {
+    fn lasted(&self) -> Duration {
+        self.ended.unwrap_or_else(Instant::now) - self.begun
+    }
+
+    /// How much later a message may come because of it.
+    fn excuses(&self) -> Duration {
+        match self.what {
+            What::Stop(Target::Persister(_)) => HANDOVER,
+            What::Kill(Target::Persister(_)) | What::Pause(Target::Persister(_)) => TAKEOVER,
+            What::Cut(Link::PersisterNats | Link::PersisterPostgres, _)
+            | What::Freeze(Link::PersisterNats | Link::PersisterPostgres, _) => TAKEOVER,
+            What::Restore => self.lasted() + REPLAY,
+            What::Fill { .. } => self.lasted() + TAKEOVER,
+            What::Leave { .. } => Duration::ZERO,
+            _ => self.lasted() + RESUMES,
+        }
+    }
+}
+
+fn check(took: Duration, allowed: Duration, felt: &[Span]) -> Result<(), TooLong> {
+    if took <= allowed {
+        return Ok(());
+    }
+    let faults = felt.iter().map(|span| format!("{} ({:.1?})", span.what, span.lasted()));
+    Err(TooLong { took, allowed, faults: faults.collect() })
+}
+
+impl std::fmt::Display for TooLong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { took, allowed, faults } = self;
+        write!(f, "{took:.1?} where {allowed:.1?} are excused by: {}", faults.join(", "))
+    }
+}

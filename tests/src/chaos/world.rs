@@ -1,0 +1,158 @@
+//! What all parts of a run share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::Stack;
+
+use super::arguments::Arguments;
+use super::broken::Broken;
+use super::ledger::Room;
+use super::random::hash;
+use super::spans::Spans;
+
+/// What the clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Talk.
+    Talking,
+    /// Send nothing new, and stay until everything was shown.
+    Finishing,
+    /// Say what is missing: the deadline is over.
+    TooLate,
+}
+
+/// Clients that are to vanish.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Leave {
+    percent: u64,
+    salt: u64,
+    away: Duration,
+}
+
+/// A run.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) arguments: Arguments,
+    pub(super) stack: Stack,
+    pub(super) spans: Spans,
+    pub(super) tally: Tally,
+    pub(super) started: Instant,
+    pub(super) phase: watch::Sender<Phase>,
+    pub(super) leave: watch::Sender<Leave>,
+    /// Breakages so far.
+    pub(super) broken: watch::Sender<Vec<Broken>>,
+    rooms: Mutex<Vec<Arc<Room>>>,
+    restored: Mutex<Option<Instant>>,
+}
+
+/// What is counted beside the rooms.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) sent: AtomicU64,
+    pub(super) emitted: AtomicU64,
+    pub(super) acked: AtomicU64,
+    pub(super) shown: AtomicU64,
+    pub(super) resumed: AtomicU64,
+    pub(super) resets: AtomicU64,
+    pub(super) mores: AtomicU64,
+    refused: Mutex<BTreeMap<String, u64>>,
+    slowest_ack: Mutex<Duration>,
+}
+
+impl World {
+    pub(super) fn new(arguments: Arguments, stack: Stack) -> Self {
+        Self {
+            spans: Spans::new(Duration::from_secs(arguments.slack)),
+            arguments,
+            stack,
+            tally: Tally::default(),
+            started: Instant::now(),
+            phase: watch::Sender::new(Phase::Talking),
+            leave: watch::Sender::default(),
+            broken: watch::Sender::default(),
+            rooms: Mutex::default(),
+            restored: Mutex::default(),
+        }
+    }
+
+    /// A promise broke.
+    pub(super) fn break_promise(&self, broken: Broken) {
+        self.broken.send_modify(|all| all.push(broken));
+    }
+
+    pub(super) fn add_room(&self, room: &Arc<Room>) {
+        lock(&self.rooms).push(Arc::clone(room));
+    }
+
+    pub(super) fn rooms(&self) -> Vec<Arc<Room>> {
+        lock(&self.rooms).clone()
+    }
+
+    /// An older dump is in the place of the database.
+    pub(super) fn restored(&self) {
+        *lock(&self.restored) = Some(Instant::now());
+    }
+
+    /// Whether the database may still lack what clients were shown.
+    pub(super) fn is_replaying(&self) -> bool {
+        const LONGEST: Duration = Duration::from_secs(60);
+        lock(&self.restored).is_some_and(|restored| restored.elapsed() < LONGEST)
+    }
+
+    /// The port of a gateway, counted without end.
+    pub(super) fn gateway(&self, turn: usize) -> (usize, u16) {
+        let index = turn % self.stack.gateways().len();
+        (index, self.stack.gateway(index).port())
+    }
+}
+
+impl Tally {
+    pub(super) fn refused(&self, code: &str) {
+        *lock(&self.refused).entry(code.to_owned()).or_default() += 1;
+    }
+
+    pub(super) fn refusals(&self) -> BTreeMap<String, u64> {
+        lock(&self.refused).clone()
+    }
+
+    pub(super) fn acked(&self, took: Duration) {
+        count(&self.acked);
+        let mut slowest = lock(&self.slowest_ack);
+        *slowest = took.max(*slowest);
+    }
+
+    pub(super) fn slowest_ack(&self) -> Duration {
+        *lock(&self.slowest_ack)
+    }
+}
+
+impl Leave {
+    pub(super) fn new(percent: u64, salt: u64, away: Duration) -> Self {
+        Self { percent, salt, away }
+    }
+
+    /// How long this client is to be away, if it is among them.
+    pub(super) fn concerns(&self, client: &str) -> Option<Duration> {
+        let lot = (hash(client) ^ self.salt) % 100;
+        (lot < self.percent).then_some(self.away)
+    }
+}
+
+/// One more.
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// So many so far.
+pub(super) fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,243 @@
+//! The log is wiped, loses its tail, fills up, is trimmed; the database is restored from a backup.
+
+#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::{Client, Puppet, Stack, eventually};
+
+const SOON: Duration = Duration::from_secs(20);
+/// A look of the trimmer, and what it looks for.
+const TRIMMED_WITHIN: Duration = Duration::from_secs(20);
+
+struct Chat {
+    stack: Stack,
+    client: Client,
+    session: String,
+}
+
+impl Chat {
+    async fn begin(stack: Stack) -> Self {
+        let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+        let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
+        Self { stack, client, session }
+    }
+
+    async fn send(&self, content: &str) -> Value {
+        let offset: String = content.chars().take(20).collect();
+        let payload =
+            json!({ "sessionId": self.session, "content": content, "clientOffset": offset });
+        self.client.ask("user_message", payload).await
+    }
+
+    /// Sends until it is accepted.
+    async fn say(&self, content: &str) {
+        let what = format!("{content} is accepted");
+        eventually(SOON, &what, async || self.send(content).await["status"] == "accepted").await;
+    }
+
+    async fn say_all(&self, contents: &[String]) {
+        for content in contents {
+            self.say(content).await;
+        }
+    }
+
+    async fn stored(&self) -> Vec<String> {
+        let url = self.stack.url(&format!("/api/chats/{}", self.session));
+        let answer = self.stack.http().get(url).send().await.unwrap();
+        texts(&answer.json::<Vec<Value>>().await.unwrap_or_default())
+    }
+
+    async fn is_stored(&self, contents: &[String]) {
+        let what = format!("stored: {contents:?}");
+        eventually(SOON, &what, async || self.stored().await == contents).await;
+    }
+
+    async fn is_seen(&self, contents: &[String]) {
+        let what = format!("seen: {contents:?}");
+        eventually(SOON, &what, async || texts(&self.client.messages().await) == contents).await;
+    }
+}
+
+fn texts(messages: &[Value]) -> Vec<String> {
+    messages.iter().map(|message| message["content"].as_str().unwrap().to_owned()).collect()
+}
+
+fn numbered(name: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{name} {n}")).collect()
+}
+
+#[tokio::test]
+async fn a_wiped_log_is_noticed_and_nothing_stored_is_touched() {
+    let chat = Chat::begin(Stack::start().await).await;
+    let before = numbered("before", 5);
+    chat.say_all(&before).await;
+    chat.is_seen(&before).await;
+    chat.stack.nats().kill().await;
+    chat.stack.nats().wipe();
+    chat.stack.nats().start().await;
+    // Fewer than were lost: numbers that the offset lies beyond.
+    let after = numbered("after", 3);
+    chat.say_all(&after).await;
+    chat.is_seen(&[before, after].concat()).await;
+    chat.is_stored(&texts(&chat.client.messages().await)).await;
+    assert!(chat.stack.persister(0).logs().contains("this is not the log"));
+}
+
+#[tokio::test]
+async fn an_older_copy_of_the_log_put_back_is_noticed_and_nothing_new_is_skipped() {
+    let chat = Chat::begin(Stack::start().await).await;
+    let before = numbered("before", 5);
+    chat.say_all(&before).await;
+    chat.is_stored(&before).await;
+    let nats = chat.stack.nats();
+    let copy = nats.store().with_extension("copy");
+    nats.stop().await;
+    copy_folder(&nats.store(), &copy);
+    nats.start().await;
+    let lost = numbered("lost", 5);
+    chat.say_all(&lost).await;
+    chat.is_stored(&[before.clone(), lost.clone()].concat()).await;
+    // More than were lost, before any persister can look: every number is given out again.
+    chat.stack.persister(0).kill();
+    nats.stop().await;
+    nats.wipe();
+    copy_folder(&copy, &nats.store());
+    nats.start().await;
+    let after = numbered("after", 12);
+    chat.say_all(&after).await;
+    chat.stack.persister(0).start().await;
+    let all = [before, lost, after].concat();
+    chat.is_stored(&all).await;
+    chat.is_seen(&all).await;
+    assert!(chat.stack.persister(0).logs().contains("another record stands at the offset"));
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_database_restored_from_an_older_backup_catches_up_by_itself() {
+    let chat = Chat::begin(Stack::builder().own_postgres().persisters(2).start().await).await;
+    let before = numbered("before", 5);
+    chat.say_all(&before).await;
+    chat.is_stored(&before).await;
+    let database = Backups::of(&chat.stack).await;
+    database.back_up().await;
+    let after = numbered("after", 30);
+    chat.say_all(&after).await;
+    chat.is_stored(&[before.clone(), after.clone()].concat()).await;
+    database.restore().await;
+    let last = numbered("last", 3);
+    chat.say_all(&last).await;
+    let all = [before, after, last].concat();
+    chat.is_stored(&all).await;
+    chat.is_seen(&all).await;
+}
+
+/// Copies of the stack's database on its own server.
+struct Backups {
+    server: sqlx::PgPool,
+    database: String,
+}
+
+impl Backups {
+    async fn of(stack: &Stack) -> Self {
+        let (server, database) = stack.database_url().rsplit_once('/').unwrap();
+        let database = database.split('?').next().unwrap().to_owned();
+        let server = sqlx::PgPool::connect(&format!("{server}/postgres")).await.unwrap();
+        Self { server, database }
+    }
+
+    async fn back_up(&self) {
+        self.copy(&self.database, "backup").await;
+    }
+
+    async fn restore(&self) {
+        self.close(&self.database).await;
+        self.run(format!("DROP DATABASE \"{}\" WITH (FORCE)", self.database)).await;
+        self.copy("backup", &self.database).await;
+    }
+
+    /// A template must have no connections, and those that end come back at once.
+    async fn copy(&self, from: &str, to: &str) {
+        self.close(from).await;
+        self.run(format!("CREATE DATABASE \"{to}\" TEMPLATE \"{from}\"")).await;
+        self.run(format!("ALTER DATABASE \"{from}\" ALLOW_CONNECTIONS true")).await;
+    }
+
+    async fn close(&self, database: &str) {
+        self.run(format!("ALTER DATABASE \"{database}\" ALLOW_CONNECTIONS false")).await;
+        let others =
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = $1";
+        eventually(SOON, "connections end", async || {
+            let left: i64 =
+                sqlx::query_scalar(others).bind(database).fetch_one(&self.server).await.unwrap();
+            left == 0
+        })
+        .await;
+    }
+
+    async fn run(&self, statement: String) {
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&self.server).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_full_log_refuses_as_overloaded_and_recovers_when_the_backlog_is_stored() {
+    let log = Stack::builder().env("LOG_MAX_BYTES", "131072").start().await;
+    let chat = Chat::begin(log).await;
+    let mut said = Vec::new();
+    // Most sessions are in other partitions: idle ones must not hold the trimming back.
+    chat.stack.persister(0).kill();
+    let refused = loop {
+        let content = format!("{} {}", said.len(), "x".repeat(1_000));
+        let ack = chat.send(&content).await;
+        if ack["status"] != "accepted" {
+            break ack;
+        }
+        said.push(content);
+        assert!(said.len() < 1_000, "the log never fills");
+    };
+    assert_eq!(refused["error"]["code"], "overloaded", "{refused}");
+    chat.stack.persister(0).start().await;
+    eventually(TRIMMED_WITHIN, "sends are accepted again", async || {
+        chat.send("and on").await["status"] == "accepted"
+    })
+    .await;
+    said.push("and on".into());
+    chat.is_stored(&said).await;
+    chat.is_seen(&said).await;
+}
+
+#[tokio::test]
+async fn records_that_are_stored_and_old_are_trimmed_and_a_backlog_is_not() {
+    let chat = Chat::begin(Stack::builder().persister_env("LOG_KEEP", "0s").start().await).await;
+    let stored = numbered("stored", 5);
+    chat.say_all(&stored).await;
+    let log = async_nats::jetstream::new(chat.stack.nats_client().await)
+        .get_stream("CHAT")
+        .await
+        .unwrap();
+    let records = async || log.get_info().await.unwrap().state.messages;
+    eventually(TRIMMED_WITHIN, "the log is empty", async || records().await == 0).await;
+    chat.stack.persister(0).kill();
+    let backlog = numbered("backlog", 5);
+    chat.say_all(&backlog).await;
+    assert_eq!(records().await, 5);
+    chat.stack.persister(0).start().await;
+    let all = [stored, backlog].concat();
+    chat.is_stored(&all).await;
+    eventually(TRIMMED_WITHIN, "the log is empty", async || records().await == 0).await;
+    // The offsets name records that are gone: that is no other log, and nothing is missing.
+    chat.stack.persister(0).kill();
+    chat.stack.persister(0).start().await;
+    chat.say("more").await;
+    chat.is_stored(&[all, vec!["more".into()]].concat()).await;
+    let logs = chat.stack.persister(0).logs();
+    assert!(!logs.contains("is not the log") && !logs.contains("are lost"), "{logs}");
+}
