@@ -34,7 +34,9 @@ impl Announcer {
     /// Announces what a commit stored.
     pub async fn announce(&mut self, batch: &Batch, committed: &Committed) {
         for (subject, announcement, payload) in self.announcements(batch, committed) {
-            self.publish(subject, Some(announcement), payload).await;
+            if !self.publish(subject, Some(announcement), payload).await {
+                return;
+            }
         }
         for row in batch.sessions.iter().filter(|row| committed.opened.contains(&row.session)) {
             self.publish(subjects::opened(row.place.partition, row.session), None, Bytes::new())
@@ -46,7 +48,10 @@ impl Announcer {
     pub async fn repeat_positions(&self) {
         for (partition, position) in &self.positions {
             let announcement = Announcement { position: *position, previous: position.sequence };
-            self.publish(subjects::position(*partition), Some(announcement), Bytes::new()).await;
+            let subject = subjects::position(*partition);
+            if !self.publish(subject, Some(announcement), Bytes::new()).await {
+                return;
+            }
         }
     }
 
@@ -87,10 +92,16 @@ impl Announcer {
         Some(Announcement { position: *position, previous })
     }
 
-    async fn publish(&self, subject: String, announcement: Option<Announcement>, payload: Bytes) {
+    /// `false` if NATS takes nothing; what follows would only wait as long.
+    async fn publish(
+        &self,
+        subject: String,
+        announcement: Option<Announcement>,
+        payload: Bytes,
+    ) -> bool {
         // Without a connection the queue would only fill with what gateways read from Postgres.
         if self.client.connection_state() != State::Connected {
-            return;
+            return false;
         }
         let published = async {
             match announcement {
@@ -103,10 +114,11 @@ impl Announcer {
             }
         };
         match tokio::time::timeout(PUBLISH_TIMEOUT, published).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => return true,
             Ok(Err(error)) => tracing::warn!(%error, "an announcement was not published"),
             Err(_) => tracing::warn!("an announcement was not published: NATS takes nothing"),
         }
+        false
     }
 }
 

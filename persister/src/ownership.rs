@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use async_nats::Client;
+use async_nats::connection::State;
 use futures_util::StreamExt;
 use shared::lifecycle::Stop;
 use shared::partition::Partition;
@@ -49,6 +50,10 @@ impl Ownership {
     }
 
     async fn look(&self) {
+        if self.client.connection_state() != State::Connected {
+            // Without the log nothing can be stored: others may be better off.
+            return self.give_up().await;
+        }
         match self.store.share().await {
             Ok(leases) => self.take(leases).await,
             // Still the owner for all we know: the commit will tell.
@@ -69,6 +74,15 @@ impl Ownership {
         if released > 0 {
             self.tell_released().await;
         }
+    }
+
+    async fn give_up(&self) {
+        if self.owned.borrow().is_empty() {
+            return;
+        }
+        tracing::warn!("giving up all partitions until NATS is back");
+        self.owned.send_replace(Vec::new());
+        self.leave().await;
     }
 
     /// Gives everything up, at the end.

@@ -58,10 +58,10 @@ async fn a_persister_that_is_frozen_is_replaced_within_5_seconds_and_fenced_when
 }
 
 #[tokio::test]
-async fn a_persister_that_is_cut_off_from_postgres_is_replaced_within_5_seconds() {
+async fn a_persister_that_is_cut_off_from_postgres_or_nats_is_replaced_within_5_seconds() {
     let (stack, conversation) = talk_with_two_persisters().await;
-    for persister in [0, 1] {
-        let wire = stack.wire(Link::PersisterPostgres, persister);
+    for (link, persister) in [(Link::PersisterPostgres, 0), (Link::PersisterNats, 1)] {
+        let wire = stack.wire(link, persister);
         wire.freeze();
         share_as(&stack.pool(), TAKEOVER_WITHIN, &[16]).await;
         conversation.is_delivered(20).await;
@@ -82,7 +82,12 @@ async fn a_graceful_stop_hands_over_at_once() {
 }
 
 async fn talk_with_two_persisters() -> (Stack, Conversation) {
-    let stack = Stack::builder().persisters(2).wire(Link::PersisterPostgres).start().await;
+    let stack = Stack::builder()
+        .persisters(2)
+        .wire(Link::PersisterPostgres)
+        .wire(Link::PersisterNats)
+        .start()
+        .await;
     share_as(&stack.pool(), SHARE_WITHIN, &[8, 8]).await;
     let conversation = Conversation::begin(&stack, &Puppet::start().await).await;
     conversation.is_delivered(5).await;
