@@ -86,6 +86,9 @@ const EPOCHS_FROM: &str = r#"
       AND e."ordinal" >= (SELECT known."ordinal" FROM "LogEpoch" known WHERE known."epoch" = $2)
     ORDER BY e."ordinal""#;
 
+/// Whether any migration ever ran.
+const MIGRATED: &str = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
+
 /// The newest migration that is applied; null where there is none.
 const SCHEMA_VERSION: &str = r#"SELECT max("version") FROM "_sqlx_migrations" WHERE "success""#;
 
@@ -194,8 +197,11 @@ impl History {
         answered(sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(&self.pool)).await
     }
 
-    /// The newest migration that is applied.
+    /// The newest migration that is applied, if any ever was.
     pub async fn schema_version(&self) -> sqlx::Result<Option<i64>> {
+        if !answered(sqlx::query_scalar::<_, bool>(MIGRATED).fetch_one(&self.pool)).await? {
+            return Ok(None);
+        }
         answered(sqlx::query_scalar(SCHEMA_VERSION).fetch_one(&self.pool)).await
     }
 

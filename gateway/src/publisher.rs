@@ -114,11 +114,16 @@ fn client_error(error: &PublishError) -> ClientError {
             tracing::warn!(%error, "the log is full");
             return ClientError::overloaded();
         }
+        Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM) => return too_large(),
         Some(_) => tracing::warn!(%error, "the log refuses a request"),
         None => tracing::debug!(%error, "a request may not have reached the log"),
     }
     if error.kind() == PublishErrorKind::MaxPayloadExceeded {
-        return ClientError::new(Code::TooLarge, "larger than the log takes");
+        return too_large();
     }
     ClientError::unavailable()
+}
+
+fn too_large() -> ClientError {
+    ClientError::new(Code::TooLarge, "larger than the log takes")
 }

@@ -15,7 +15,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub async fn wait(history: &History, stop: &Stop) -> anyhow::Result<Option<()>> {
     let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
     loop {
-        match is_ready(history).await {
+        match history.schema_version().await.map(|version| version >= Some(SCHEMA_VERSION)) {
             Ok(true) => {
                 let replica = history.is_replica().await?;
                 anyhow::ensure!(
@@ -31,20 +31,4 @@ pub async fn wait(history: &History, stop: &Stop) -> anyhow::Result<Option<()>> 
             return Ok(None);
         }
     }
-}
-
-async fn is_ready(history: &History) -> sqlx::Result<bool> {
-    match history.schema_version().await {
-        Ok(version) => Ok(version >= Some(SCHEMA_VERSION)),
-        Err(error) if is_missing_table(&error) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// SQLSTATE `undefined_table`: no migration ever ran.
-fn is_missing_table(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .and_then(sqlx::error::DatabaseError::code)
-        .is_some_and(|code| code == "42P01")
 }

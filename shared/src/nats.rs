@@ -95,6 +95,7 @@ pub async fn connect(
     name: &str,
 ) -> Result<(Client, Disturbances), async_nats::ConnectError> {
     let (disturbed, disturbances) = watch::channel(0);
+    let servers = url.redacted();
     let client = url
         .authenticated(ConnectOptions::new())
         .name(name)
@@ -105,7 +106,7 @@ pub async fn connect(
         .request_timeout(Some(REQUEST_TIMEOUT))
         .connection_timeout(CONNECT_TIMEOUT)
         .event_callback(move |event| {
-            observe(&event, &disturbed);
+            observe(&event, &servers, &disturbed);
             std::future::ready(())
         })
         .connect(url.servers())
@@ -113,7 +114,7 @@ pub async fn connect(
     Ok((client, disturbances))
 }
 
-fn observe(event: &Event, disturbed: &watch::Sender<u64>) {
+fn observe(event: &Event, servers: &str, disturbed: &watch::Sender<u64>) {
     match event {
         Event::Connected => {
             tracing::info!("connected to NATS");
@@ -125,7 +126,9 @@ fn observe(event: &Event, disturbed: &watch::Sender<u64>) {
         }
         Event::Disconnected => tracing::warn!("disconnected from NATS"),
         Event::ServerError(error) => tracing::warn!(%error, "NATS reports an error"),
-        Event::ClientError(error) => tracing::warn!(%error, "NATS client reports an error"),
+        Event::ClientError(error) => {
+            tracing::warn!(%error, servers, "NATS cannot be used (NATS_URL)");
+        }
         other => tracing::info!(event = %other, "NATS connection changed"),
     }
 }
