@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
@@ -55,8 +55,9 @@ pub async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Response, Probl
 pub async fn messages(
     State(gateway): State<Arc<Gateway>>,
     path: Result<Path<String>, PathRejection>,
+    uri: Uri,
 ) -> Result<Response, Problem> {
-    let Ok(Path(session)) = path else {
+    let (Ok(Path(session)), true) = (path, is_decodable(uri.path())) else {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "sessionId: cannot be decoded"));
     };
     let mut answer =
@@ -66,6 +67,14 @@ pub async fn messages(
         let chunk = answer.next_chunk().await?;
         Ok((chunk, answer))
     }))
+}
+
+/// Whether two hexadecimal digits follow every `%`, as Express demands; the router takes anything.
+fn is_decodable(path: &str) -> bool {
+    let is_escape = |part: &str| {
+        part.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit))
+    };
+    path.split('%').skip(1).all(is_escape)
 }
 
 /// A part of an answer; the last one ends it.

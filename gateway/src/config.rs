@@ -5,12 +5,18 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use shared::content::DEFAULT_MAX_CONTENT_CHARS;
 use shared::database::Database;
 use shared::log::LogSettings;
 use shared::nats::NatsUrl;
-use shared::settings::{self, Mistakes, Setting, Settings, Switch};
+use shared::settings::{self, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, Switch};
 use shared::telemetry::{Filter, LogFormat};
+
+/// Longer contents do not fit into a record of the log.
+const CONTENT_CHARS_MAX: usize = 100_000;
+/// Smaller packets could not carry a message of usual length.
+const PAYLOAD_BYTES_MIN: usize = 8_000;
+/// Larger packets are no chat.
+const PAYLOAD_BYTES_MAX: usize = 100_000_000;
 
 /// Settings that only the gateway has.
 pub const OWN: &[Setting] = &[
@@ -146,11 +152,14 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
         nats: settings.get("NATS_URL"),
         log: LogSettings::read(&mut settings),
         host: settings.get("HOST"),
-        port: settings.get("PORT"),
+        port: settings.number("PORT", 0..=u16::MAX),
         cors_origins: settings.get("CORS_ORIGINS"),
-        max_content_chars: settings.get("MAX_CONTENT_CHARS"),
-        max_payload_bytes: settings.get("MAX_PAYLOAD_BYTES"),
-        shutdown: Duration::from_secs(settings.get("SHUTDOWN_SECONDS")),
+        max_content_chars: settings.number("MAX_CONTENT_CHARS", 1..=CONTENT_CHARS_MAX),
+        max_payload_bytes: settings
+            .number("MAX_PAYLOAD_BYTES", PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX),
+        shutdown: Duration::from_secs(
+            settings.number("SHUTDOWN_SECONDS", 0..=SHUTDOWN_SECONDS_MAX),
+        ),
     };
     let open: Switch = settings.get("ALLOW_INSECURE_OPEN");
     if !config.host.is_loopback() && !open.0 {
@@ -159,18 +168,14 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
              ALLOW_INSECURE_OPEN=true if that is meant, or keep HOST=localhost behind a proxy of yours",
         );
     }
-    if config.max_content_chars == 0 {
-        settings.mistake("MAX_CONTENT_CHARS: must be at least 1");
-    }
-    if config.max_payload_bytes < DEFAULT_MAX_CONTENT_CHARS {
-        settings.mistake("MAX_PAYLOAD_BYTES: must be at least 8000");
-    }
     settings.finish()?;
     Ok(config)
 }
 
 #[cfg(test)]
 mod tests {
+    use shared::content::DEFAULT_MAX_CONTENT_CHARS;
+
     use super::*;
 
     fn config(set: &'static [(&str, &str)]) -> Result<Config, Mistakes> {

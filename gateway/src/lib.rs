@@ -67,7 +67,13 @@ pub struct Gateway {
 }
 
 /// Runs a gateway on these listeners until it is stopped.
+///
+/// Until everything it needs is there, it only says that it lives.
 pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> anyhow::Result<()> {
+    let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
+    let started = Stop::new();
+    let starting = routes::starting(&config.cors_origins);
+    let starting = tokio::spawn(serve::serve(listeners.clone(), starting, started.clone()));
     let (nats, _) = shared::nats::connect(&config.nats, "gateway").await?;
     let history = History::connect(&config.database);
     let jetstream = async_nats::jetstream::new(nats.clone());
@@ -94,6 +100,9 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> any
     tasks.spawn(opened::listen(gateway.clone(), nats.clone(), delivering.clone()));
 
     let (router, io) = routes::router(&gateway, readiness);
+    started.cancel();
+    starting.await??;
+    tracing::info!("ready");
     tasks.spawn(serve::serve(listeners, router, stop.clone()));
     tokio::select! {
         // First: some of the tasks end by the same stop.

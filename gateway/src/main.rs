@@ -37,6 +37,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         None => {
             let listeners = serve::bind(&config.host, config.port).await?;
+            for listener in &listeners {
+                tracing::info!("listening on http://{}", listener.local_addr()?);
+            }
             gateway::run(config, listeners, stop_on_signal()?).await
         }
         Some(Command::Health) => ready::ask(&config.host, config.port).await,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{Method, header};
+use axum::http::{Method, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use socketioxide::{ParserConfig, SocketIo};
@@ -42,6 +42,15 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
     let router =
         Router::new().fallback_service(rest).layer(layer).layer(cors(&gateway.config.cors_origins));
     (router, io)
+}
+
+/// What is served while the gateway waits for what it needs.
+pub fn starting(origins: &Origins) -> Router {
+    let starting = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "starting: try again");
+    Router::new()
+        .route("/health", get(health))
+        .fallback(move || async move { starting() })
+        .layer(cors(origins))
 }
 
 async fn health() -> impl IntoResponse {

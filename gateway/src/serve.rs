@@ -1,6 +1,7 @@
 //! Listens and serves HTTP/1.1, with bounds that axum's own server lacks.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -65,13 +66,15 @@ fn in_use(port: u16) -> anyhow::Error {
 }
 
 /// Serves until the stop, then lets answers that are under way end.
-pub async fn serve(listeners: Vec<TcpListener>, router: Router, stop: Stop) -> anyhow::Result<()> {
+pub async fn serve(
+    listeners: Vec<Arc<TcpListener>>,
+    router: Router,
+    stop: Stop,
+) -> anyhow::Result<()> {
     let connections = TaskTracker::new();
     let wires = Wires::default();
     let mut accepting = JoinSet::new();
     for listener in listeners {
-        let address = listener.local_addr()?;
-        tracing::info!("listening on http://{address}");
         let server = Server {
             router: router.clone(),
             connections: connections.clone(),
@@ -96,7 +99,7 @@ struct Server {
 }
 
 impl Server {
-    async fn accept(self, listener: TcpListener) {
+    async fn accept(self, listener: Arc<TcpListener>) {
         while let Some(accepted) = self.stop.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((stream, peer)) => {

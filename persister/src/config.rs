@@ -6,7 +6,7 @@ use std::time::Duration;
 use shared::database::Database;
 use shared::log::LogSettings;
 use shared::nats::NatsUrl;
-use shared::settings::{self, Mistakes, Setting, Settings, Span};
+use shared::settings::{self, Address, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, Span};
 use shared::telemetry::{Filter, LogFormat};
 
 /// Settings that only the persister has.
@@ -55,9 +55,11 @@ pub fn from_environment() -> Result<Config, Mistakes> {
         database: settings.get("DATABASE_URL"),
         nats: settings.get("NATS_URL"),
         log: LogSettings::read(&mut settings),
-        ops_address: settings.get("OPS_ADDRESS"),
+        ops_address: settings.get::<Address>("OPS_ADDRESS").0,
         log_keep: settings.get::<Span>("LOG_KEEP").0,
-        shutdown: Duration::from_secs(settings.get("SHUTDOWN_SECONDS")),
+        shutdown: Duration::from_secs(
+            settings.number("SHUTDOWN_SECONDS", 0..=SHUTDOWN_SECONDS_MAX),
+        ),
     };
     settings.finish()?;
     shared::telemetry::start(filter, format);

@@ -7,7 +7,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy
 use async_nats::jetstream::{self, ErrorCode, context::GetStreamErrorKind};
 
 use crate::lifecycle::{Backoff, Stop, pause};
-use crate::partition::PartitionCount;
+use crate::partition::{MAX_PARTITIONS, PartitionCount};
 use crate::settings::Settings;
 use crate::subjects;
 
@@ -17,6 +17,8 @@ pub const STREAM: &str = "CHAT";
 const MAX_RECORD_BYTES: i32 = 1_048_576;
 /// Key of the stream's metadata that holds the partition count.
 const PARTITIONS: &str = "partitions";
+/// Most copies that JetStream keeps of a stream.
+const MAX_REPLICAS: usize = 5;
 /// Smallest log worth having in bytes.
 const MIN_BYTES: i64 = 65_536;
 /// Pauses between tries while NATS does not answer.
@@ -166,27 +168,11 @@ fn same<T: PartialEq + std::fmt::Debug>(
 impl LogSettings {
     /// Reads the settings of the log.
     pub fn read(settings: &mut Settings) -> Self {
-        let partitions: u16 = settings.get("PARTITIONS");
-        let default = PartitionCount::DEFAULT;
-        let partitions = partitions.try_into().unwrap_or_else(|error| {
-            settings.mistake(format!("PARTITIONS: {error}"));
-            default
-        });
-        let max_bytes: LogBytes = settings.get("LOG_MAX_BYTES");
-        Self { partitions, max_bytes: max_bytes.0, replicas: settings.get("LOG_REPLICAS") }
-    }
-}
-
-/// A size that a log can work with.
-struct LogBytes(i64);
-
-impl std::str::FromStr for LogBytes {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.parse() {
-            Ok(bytes) if bytes >= MIN_BYTES => Ok(Self(bytes)),
-            _ => Err("must be a number of bytes, at least 65536"),
+        let partitions = settings.number("PARTITIONS", 1..=MAX_PARTITIONS);
+        Self {
+            partitions: partitions.try_into().unwrap_or(PartitionCount::DEFAULT),
+            max_bytes: settings.number("LOG_MAX_BYTES", MIN_BYTES..=i64::MAX),
+            replicas: settings.number("LOG_REPLICAS", 1..=MAX_REPLICAS),
         }
     }
 }

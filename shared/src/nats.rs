@@ -75,7 +75,11 @@ impl std::str::FromStr for NatsUrl {
     type Err = InvalidNatsUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidNatsUrl> {
-        let valid = |url: &str| url.trim().parse::<async_nats::ServerAddr>().is_ok();
+        let valid = |url: &str| {
+            let known = |scheme| ["nats", "tls"].contains(&scheme);
+            let scheme = url.trim().split_once("://").is_none_or(|(scheme, _)| known(scheme));
+            scheme && url.trim().parse::<async_nats::ServerAddr>().is_ok()
+        };
         if !text.is_empty() && text.split(',').all(valid) {
             Ok(Self(text.to_owned()))
         } else {

@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -79,14 +81,12 @@ pub struct Mistakes(pub Vec<String>);
 impl Settings {
     /// Reads the environment and `.env` for the settings of these tables.
     pub fn from_environment(tables: &[&[Setting]]) -> Self {
-        let missing_file_is_fine = dotenvy::dotenv();
+        // Only the working directory's: a file further up belongs to something else.
+        let missing_file_is_fine = dotenvy::from_path(".env");
         let mut settings = Self::new(tables, |name| std::env::var(name).ok());
-        if let Err(dotenvy::Error::LineParse(line, _)) = missing_file_is_fine {
-            // The line may hold a secret: only say where it is.
-            let key = line.split('=').next().unwrap_or_default().trim().to_owned();
-            settings
-                .mistakes
-                .push(format!(".env: the line of {key} cannot be read; quote its value"));
+        if let Err(dotenvy::Error::LineParse(..)) = missing_file_is_fine {
+            // The line is not repeated: it may hold a secret.
+            settings.mistake(".env: a line cannot be read; values with spaces, # or $ need quotes");
         }
         settings
     }
@@ -112,6 +112,27 @@ impl Settings {
             let default = default.expect("a setting that is read stands in the table").default;
             default.parse().ok().expect("a default can be parsed")
         })
+    }
+
+    /// A number within a range, or its default; anything else is noted as a mistake.
+    ///
+    /// # Panics
+    /// As [`Settings::get`].
+    pub fn number<T>(&mut self, name: &str, range: RangeInclusive<T>) -> T
+    where
+        T: FromStr<Err: Display> + PartialOrd + Display + Copy,
+    {
+        let set = self.values.remove(name);
+        let number = set.as_deref().map(|text| text.trim().parse().ok());
+        match number {
+            Some(Some(number)) if range.contains(&number) => number,
+            Some(_) => {
+                let (least, most) = (range.start(), range.end());
+                self.mistake(format!("{name}: must be a number from {least} to {most}"));
+                self.get(name)
+            }
+            None => self.get(name),
+        }
     }
 
     /// The setting if it is set; a value that cannot be parsed is noted as a mistake.
@@ -164,6 +185,23 @@ impl FromStr for Switch {
             "false" | "off" | "0" | "no" => Ok(Self(false)),
             _ => Err("must be true or false"),
         }
+    }
+}
+
+/// Longest drain that makes sense, in seconds.
+pub const SHUTDOWN_SECONDS_MAX: u64 = 3_600;
+
+/// An IP address and a port: `127.0.0.1:4010`, `[::1]:4010`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address(pub SocketAddr);
+
+impl FromStr for Address {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| "must be an IP address and a port such as 127.0.0.1:4010")
     }
 }
 

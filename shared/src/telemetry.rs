@@ -30,10 +30,15 @@ impl FromStr for LogFormat {
 pub struct Filter(EnvFilter);
 
 impl FromStr for Filter {
-    type Err = tracing_subscriber::filter::ParseError;
+    type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        EnvFilter::builder().parse(text).map(Self)
+        const INVALID: &str =
+            "must be a level (error, warn, info, debug, trace) or levels per module";
+        // The client prints whole URLs below this level, passwords included.
+        let silenced = "async_nats::connector=info".parse().map_err(|_| INVALID)?;
+        let filter = EnvFilter::builder().parse(text).map_err(|_| INVALID)?;
+        Ok(Self(filter.add_directive(silenced)))
     }
 }
 

@@ -1,0 +1,57 @@
+//! The contract as the real client sees it: the promises themselves stand in `tests/client`.
+
+#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
+
+use std::net::TcpListener;
+
+use serde_json::Value;
+use tests::{Puppet, Stack};
+
+#[tokio::test]
+async fn sessions_are_opened_and_resumed_as_the_contract_says() {
+    Stack::start().await.node_test("session.test.mjs", &[]).await;
+}
+
+#[tokio::test]
+async fn messages_reach_their_room_and_the_history_as_the_contract_says() {
+    Stack::start().await.node_test("messages.test.mjs", &[]).await;
+}
+
+#[tokio::test]
+async fn many_messages_at_once_are_acked_broadcast_and_stored_in_order() {
+    Stack::start().await.node_test("burst.test.mjs", &[]).await;
+}
+
+#[tokio::test]
+async fn http_answers_as_the_seed_does() {
+    Stack::start().await.node_test("rest.test.mjs", &[]).await;
+}
+
+#[tokio::test]
+async fn an_ipv4_address_is_stored_as_one_whichever_socket_it_came_over() {
+    // Without IPv6 there is one way only.
+    let every = if TcpListener::bind("[::]:0").is_ok() { "::" } else { "0.0.0.0" };
+    let open = Stack::builder().gateway_env("ALLOW_INSECURE_OPEN", "true");
+    let stack = open.gateway_env("HOST", every).start().await;
+    assert_eq!(address_of_a_client_of(&stack, &stack.url("")).await, "127.0.0.1");
+}
+
+#[tokio::test]
+async fn localhost_is_both_addresses_of_this_machine() {
+    let stack = Stack::builder().gateway_env("HOST", "localhost").start().await;
+    assert_eq!(address_of_a_client_of(&stack, &stack.url("")).await, "127.0.0.1");
+    if TcpListener::bind("[::1]:0").is_ok() {
+        let url = stack.url("").replace("127.0.0.1", "[::1]");
+        assert_eq!(address_of_a_client_of(&stack, &url).await, "::1");
+    }
+}
+
+/// The `ip` that is stored for a visitor who comes by this URL.
+async fn address_of_a_client_of(stack: &Stack, url: &str) -> String {
+    let client = Puppet::start().await.client(url, &["websocket"]).await;
+    let session = client.stay(None).await["sessionId"].clone();
+    let chats = stack.http().get(stack.url("/api/chats")).send().await.unwrap();
+    let chats: Vec<Value> = chats.json().await.unwrap();
+    let chat = chats.iter().find(|chat| chat["sessionId"] == session).unwrap();
+    chat["ip"].as_str().unwrap().to_owned()
+}
