@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::announcer::Announcer;
 use crate::batch::{self, Batch, Record};
-use crate::ownership::Owned;
+use crate::ownership::{LOOK_INTERVAL, Owned};
 use crate::reader::LogReader;
 use crate::store::{self, Committed, Offset, Store};
 use crate::verify::{self, StreamState, Verdict};
@@ -41,6 +41,9 @@ struct Term {
     announcer: Announcer,
     offsets: HashMap<Partition, Position>,
     stream: StreamState,
+    /// Whether Postgres knew another owner of some partition that was to be read: the next look at
+    /// the leases finds out, or finds it back in our hands and so nothing changed.
+    doubtful: bool,
 }
 
 /// Why a term ended, where it was no error.
@@ -88,10 +91,12 @@ impl Persister {
         let mut term = self.begin(&partitions).await?;
         let mut positions = interval(POSITION_INTERVAL);
         positions.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut doubt = std::pin::pin!(pause(stop, LOOK_INTERVAL));
         loop {
             let records = tokio::select! {
                 biased;
                 ended = interrupted(&mut self.owned, &mut self.disturbances, stop) => return ended,
+                _ = &mut doubt, if term.doubtful => return Ok(Ended::Changed),
                 _ = positions.tick() => {
                     term.announcer.repeat_positions().await;
                     continue;
@@ -123,6 +128,7 @@ impl Persister {
         Ok(Term {
             reader: reader.map_err(anyhow::Error::from_boxed)?,
             announcer: Announcer::new(self.jetstream.client(), announced),
+            doubtful: offsets.len() < partitions.len(),
             offsets: offsets.iter().map(|offset| (offset.partition, offset.stored)).collect(),
             stream,
         })
