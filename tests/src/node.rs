@@ -35,11 +35,16 @@ pub struct NodeRun {
 
 /// Runs `node args…` in `tests/client`, whose packages are installed first.
 pub async fn node(args: &[&str], env: &[(String, String)]) -> NodeRun {
-    static NODE: OnceCell<Node> = OnceCell::const_new();
-    let node = NODE.get_or_init(|| blocking("installing the JavaScript client", install)).await;
+    let node = installed().await;
     let mut program = Program::new("node", &node.node).args(args.iter().copied());
     program.env = env.iter().map(|(name, value)| (name.into(), value.into())).collect();
     blocking("running Node", move || run(program)).await
+}
+
+/// Node, once the packages of `tests/client` are installed.
+pub(crate) async fn installed() -> &'static Node {
+    static NODE: OnceCell<Node> = OnceCell::const_new();
+    NODE.get_or_init(|| blocking("installing the JavaScript client", install)).await
 }
 
 /// Runs `node --test` on one file of `tests/client`; panics with its output if it fails.
@@ -63,7 +68,8 @@ fn run(program: Program) -> Result<NodeRun> {
     Ok(NodeRun { status: status.with_context(|| output.clone())?, output })
 }
 
-fn client() -> PathBuf {
+/// The folder of the scripts.
+pub(crate) fn client() -> PathBuf {
     workspace().join("tests/client")
 }
 

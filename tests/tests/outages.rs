@@ -220,16 +220,20 @@ async fn while_postgres_is_away_every_event_is_answered_and_known_sessions_go_on
         for session in [&known, &opened] {
             assert_eq!(send(&client, event, session).await["status"], "accepted");
         }
-        assert_eq!(code(&send(&client, event, UNKNOWN).await), "unavailable");
         assert_eq!(code(&client.ask(event, Value::Null).await), "invalid_payload");
     }
+    let (all, one) = ("/api/chats".to_owned(), format!("/api/chats/{known}"));
+    let (sent, joined, (), ()) = tokio::join!(
+        send(&client, "user_message", UNKNOWN),
+        init(&client, UNKNOWN),
+        assert_problem(&stack, &all),
+        assert_problem(&stack, &one)
+    );
+    assert_eq!(code(&sent), "unavailable");
     // It may be a returning visitor's: joined, and acked unchanged.
-    assert_eq!(init(&client, UNKNOWN).await["sessionId"], UNKNOWN);
+    assert_eq!(joined["sessionId"], UNKNOWN);
     assert_eq!(status(&stack, "/health").await, 200);
     assert_eq!(status(&stack, "/ready").await, 503);
-    for path in ["/api/chats".to_owned(), format!("/api/chats/{known}")] {
-        assert_problem(&stack, &path).await;
-    }
 
     stack.postgres().start().await;
     is_stored(&stack, &known, 2).await;
@@ -309,11 +313,11 @@ async fn what_a_full_lane_refuses_as_overloaded_is_surely_not_taken() {
     })
     .await;
     eventually(RESUMES_WITHIN, "it is stored", async || {
-        numbers(&history(&stack, &session).await).last() == Some(&MORE_THAN_A_LANE)
+        numbers(&history(&stack, &session).await).contains(&MORE_THAN_A_LANE)
     })
     .await;
+    // What was answered `unavailable` may have landed, and in any place.
     let stored = numbers(&history(&stack, &session).await);
-    assert!(stored.is_sorted());
     assert!(stored.iter().all(|n| !refused.contains(n)), "refused as overloaded, and stored");
 }
 
