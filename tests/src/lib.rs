@@ -16,6 +16,7 @@
 mod backend;
 mod binaries;
 mod builder;
+pub mod chaos;
 mod conversation;
 mod database;
 #[cfg(feature = "docker")]

@@ -1,7 +1,5 @@
 //! Nothing grows without a bound, and nobody pays for what another client does.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::Duration;
 
 use serde_json::json;

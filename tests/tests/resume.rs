@@ -1,7 +1,5 @@
 //! A client that comes back with `after` misses nothing and sees nothing twice.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use tests::Stack;
 
 #[tokio::test]

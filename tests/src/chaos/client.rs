@@ -13,7 +13,7 @@ use super::broken::{Broken, Promise};
 use super::ledger::{Role, Room, Seat, Shown};
 use super::outbox::{Outbox, Pace, Then};
 use super::random::Random;
-use super::socket::{Packet, Socket};
+use super::socket::{Packet, Socket, Way};
 use super::world::{Leave, Phase, World, count};
 
 /// Longest wait for the answer to `init_session`.
@@ -32,6 +32,7 @@ pub(super) struct Client {
     room: Arc<Room>,
     name: String,
     role: Role,
+    way: Way,
     random: Random,
     seat: Seat,
     outbox: Outbox,
@@ -59,7 +60,7 @@ impl Client {
         world: &Arc<World>,
         room: &Arc<Room>,
         name: &str,
-        (role, pace): (Role, Pace),
+        (role, pace, way): (Role, Pace, Way),
         until: Instant,
     ) -> Self {
         room.enter();
@@ -69,6 +70,7 @@ impl Client {
             room: Arc::clone(room),
             name: name.to_owned(),
             role,
+            way,
             turn: random.index(1_000),
             random,
             seat: Seat::new(name),
@@ -119,11 +121,15 @@ impl Client {
                 _ = self.leave.changed() => {
                     let leave = *self.leave.borrow_and_update();
                     if let Some(away) = leave.concerns(&self.name) {
+                        socket.leave();
                         return Ok(End::Away(away));
                     }
                 }
             }
-            stay(self.outbox.is_patient(gateway)?)?;
+            if self.outbox.is_patient(gateway)? == Then::Go {
+                socket.leave();
+                bail!("another gateway may do better");
+            }
             self.send(&mut socket).await?;
         }
     }
@@ -140,18 +146,23 @@ impl Client {
 
     fn on_packet(&mut self, packet: Packet, gateway: usize) -> Result<()> {
         match packet {
-            Packet::Ack(number, answer) => stay(self.outbox.answered(number, &answer, gateway)?),
+            Packet::Ack(number, answer) => {
+                let then = self.outbox.answered(number, &answer, gateway)?;
+                ensure!(then == Then::Stay, "another gateway may do better");
+                Ok(())
+            }
             Packet::Event(name, message) if name == "message" => self.on_message(&message, gateway),
             Packet::Event(..) => Ok(()),
         }
     }
 
     fn on_message(&mut self, message: &Value, gateway: usize) -> Result<()> {
-        let shown = Shown::read(message).with_context(|| self.odd("a message", message))?;
+        let shown = Shown::read(message).ok_or_else(|| self.odd("a message", message))?;
         count(&self.world.tally.shown);
         if let Some(since) = self.room.live(&mut self.seat, &shown)? {
             self.world.spans.silence(since, gateway).map_err(|late| {
-                let text = format!("{} on gateway-{gateway} waited for {}: {late}", self.name, shown.id);
+                let text =
+                    format!("{} on gateway-{gateway} waited for {}: {late}", self.name, shown.id);
                 self.room.report(Promise::InTime, &text)
             })?;
         }
@@ -160,14 +171,13 @@ impl Client {
 
     /// Connects to a gateway and resumes.
     async fn come_back(&mut self) -> Result<(usize, Socket)> {
-        let (gateway, port) = self.world.gateway(self.turn);
-        let mut socket = Socket::connect(port).await?;
+        let (gateway, mut socket) = self.way.connect(&self.world.stack, self.turn).await?;
         let payload = json!({"sessionId": self.room.session, "after": self.seat.last});
         let asked = socket.emit("init_session", payload).await?;
         let answer = timeout(JOINS_WITHIN, self.answer(&mut socket, asked)).await??;
         self.joined(&answer)?;
         if answer["more"] == true {
-            self.read_more(port).await?;
+            self.read_more(gateway).await?;
         }
         Ok((gateway, socket))
     }
@@ -186,7 +196,10 @@ impl Client {
     fn joined(&mut self, answer: &Value) -> Result<()> {
         let same = answer["sessionId"] == self.room.session.as_str();
         if let Some(code) = answer["error"]["code"].as_str() {
-            ensure!(same && ["unavailable", "overloaded"].contains(&code), self.odd("init_session", answer));
+            ensure!(
+                same && ["unavailable", "overloaded"].contains(&code),
+                self.odd("init_session", answer)
+            );
             self.world.tally.refused(&format!("init_session {code}"));
             bail!("not now");
         }
@@ -197,7 +210,7 @@ impl Client {
         }
         self.room.note(&self.name, "is back");
         for message in answer["messages"].as_array().into_iter().flatten() {
-            let shown = Shown::read(message).with_context(|| self.odd("a message", message))?;
+            let shown = Shown::read(message).ok_or_else(|| self.odd("a message", message))?;
             self.room.missed(&mut self.seat, &shown)?;
         }
         Ok(())
@@ -215,9 +228,10 @@ impl Client {
     }
 
     /// What did not fit into the answer; live messages wait in the socket meanwhile.
-    async fn read_more(&mut self, port: u16) -> Result<()> {
+    async fn read_more(&mut self, gateway: usize) -> Result<()> {
         count(&self.world.tally.mores);
-        let url = format!("http://127.0.0.1:{port}/api/chats/{}", self.room.session);
+        let path = format!("/api/chats/{}", self.room.session);
+        let url = self.world.stack.gateway(gateway).url(&path);
         let reading = async {
             let answer = reqwest::get(url).await?.error_for_status()?;
             anyhow::Ok(serde_json::from_slice::<Vec<Value>>(&answer.bytes().await?)?)
@@ -272,8 +286,7 @@ impl Client {
 
 /// Opens a session: its id, and the connection that is in it.
 pub(super) async fn open(world: &World, turn: usize) -> Result<(String, usize, Socket)> {
-    let (gateway, port) = world.gateway(turn);
-    let mut socket = Socket::connect(port).await?;
+    let (gateway, mut socket) = Way::Lean.connect(&world.stack, turn).await?;
     let asked = socket.emit("init_session", json!({})).await?;
     let Packet::Ack(number, answer) = timeout(JOINS_WITHIN, socket.next()).await?? else {
         bail!("no answer to init_session")
@@ -284,10 +297,4 @@ pub(super) async fn open(world: &World, turn: usize) -> Result<(String, usize, S
     }
     let session = answer["sessionId"].as_str().context("no session now")?;
     Ok((session.to_owned(), gateway, socket))
-}
-
-/// Going on, or leaving.
-fn stay(then: Then) -> Result<()> {
-    ensure!(then == Then::Stay, "another gateway may do better");
-    Ok(())
 }

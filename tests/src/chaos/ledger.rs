@@ -75,7 +75,7 @@ pub(super) struct Sent {
     pub(super) role: Role,
     /// Sent in one go with others of the same group; the next group only after their acks.
     pub(super) group: u64,
-    pub(super) first_sent: Instant,
+    pub(super) first_tried: Instant,
     pub(super) acked: Option<Instant>,
     /// From the ack, or from the first who was shown it.
     pub(super) id: Option<String>,
@@ -149,11 +149,6 @@ impl Room {
         state.sending == 0 && seat.shown == state.messages.len()
     }
 
-    /// How many messages were sent.
-    pub(super) fn len(&self) -> usize {
-        self.state().messages.len()
-    }
-
     /// Takes up a new message; its content.
     pub(super) fn begin(&self, client: &str, role: Role, offset: &str, group: u64) -> String {
         let mut state = self.state();
@@ -164,7 +159,7 @@ impl Room {
             client: client.to_owned(),
             role,
             group,
-            first_sent: Instant::now(),
+            first_tried: Instant::now(),
             acked: None,
             id: None,
             attempts: 0,
@@ -206,7 +201,7 @@ impl Room {
         let now = Instant::now();
         let message = &mut state.messages[index];
         message.acked.get_or_insert(now);
-        let took = now - message.first_sent;
+        let took = now - message.first_tried;
         let client = message.client.clone();
         let same = message.id.get_or_insert_with(|| id.to_owned()) == id;
         state.step(&client, "acked", Some(index));
@@ -265,7 +260,8 @@ impl Room {
     ) -> Result<usize, Broken> {
         let offset = shown.content.split(' ').next().unwrap_or_default();
         let Some(index) = state.by_offset.get(offset).copied() else {
-            let text = format!("{client} was shown {} that nobody sent: {}", shown.id, shown.content);
+            let text =
+                format!("{client} was shown {} that nobody sent: {}", shown.id, shown.content);
             return Err(self.broken(state, Promise::Content, &text));
         };
         state.step(client, what, Some(index));

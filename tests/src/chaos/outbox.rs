@@ -63,7 +63,13 @@ pub(super) enum Then {
 }
 
 impl Outbox {
-    pub(super) fn new(world: &Arc<World>, room: &Arc<Room>, client: &str, role: Role, pace: Pace) -> Self {
+    pub(super) fn new(
+        world: &Arc<World>,
+        room: &Arc<Room>,
+        client: &str,
+        role: Role,
+        pace: Pace,
+    ) -> Self {
         let random = Random::of(world.arguments.seed, client);
         let mut outbox = Self {
             world: Arc::clone(world),
@@ -88,7 +94,8 @@ impl Outbox {
 
     /// When something is to be done next.
     pub(super) fn wake(&self) -> Instant {
-        let answers = self.pending.iter().filter_map(|pending| Some(pending.asked?.1 + ANSWER_TIMEOUT));
+        let answers =
+            self.pending.iter().filter_map(|pending| Some(pending.asked?.1 + ANSWER_TIMEOUT));
         answers.min().or(self.pending.front().map(|pending| pending.again)).unwrap_or(self.next)
     }
 
@@ -149,7 +156,12 @@ impl Outbox {
     }
 
     /// The ack of an emit of ours.
-    pub(super) fn answered(&mut self, number: u64, answer: &Value, gateway: usize) -> Result<Then, Broken> {
+    pub(super) fn answered(
+        &mut self,
+        number: u64,
+        answer: &Value,
+        gateway: usize,
+    ) -> Result<Then, Broken> {
         let asked = |pending: &Pending| pending.asked.is_some_and(|(asked, _)| asked == number);
         let Some(place) = self.pending.iter().position(asked) else {
             let text = format!("{} was answered twice or unasked: {answer}", self.client);

@@ -149,6 +149,8 @@ struct Plan {
     persisters: usize,
     only: Vec<String>,
     deck: Vec<Card>,
+    /// Cards of a whole deck.
+    full: usize,
     faults: Vec<Fault>,
     busy: Vec<(Target, Duration, Duration)>,
     log_may_be_away: Duration,
@@ -162,6 +164,7 @@ impl Plan {
             persisters: arguments.persisters.into(),
             only: arguments.only.clone(),
             deck: Vec::new(),
+            full: 0,
             faults: Vec::new(),
             busy: Vec::new(),
             log_may_be_away: arguments.time() * LOG_AWAY_PERCENT / 100,
@@ -170,7 +173,7 @@ impl Plan {
 
     /// Adds the first fault of the deck that fits; the others stay for later.
     fn draw(&mut self, at: Duration) {
-        if self.deck.len() < DECK.len() {
+        if self.deck.len() <= self.full {
             self.refill();
         }
         for place in 0..self.deck.len() {
@@ -186,10 +189,22 @@ impl Plan {
 
     /// Every kind of fault comes again before any comes much more often.
     fn refill(&mut self) {
-        let mut cards: Vec<Card> =
-            DECK.iter().flat_map(|(card, count)| vec![*card; *count]).collect();
+        let mut cards = Vec::new();
+        for (card, count) in DECK {
+            if self.wants(card) {
+                cards.extend(vec![card; count]);
+            }
+        }
+        self.full = cards.len();
         self.random.shuffle(&mut cards);
         self.deck.extend(cards);
+    }
+
+    fn wants(&mut self, card: Card) -> bool {
+        let random = self.random.clone();
+        let name = self.fault_of(card).0.to_string();
+        self.random = random;
+        self.only.is_empty() || self.only.iter().any(|kind| name.starts_with(kind.as_str()))
     }
 
     fn fault_of(&mut self, card: Card) -> (What, Duration) {
@@ -209,9 +224,7 @@ impl Plan {
             Card::Freeze(link) => {
                 (What::Freeze(link, random.index(count(link, gateways, persisters))), self.apart())
             }
-            Card::Fill => {
-                (What::Fill { stopped: random.chance(50) }, random.between(2_000, 4_000))
-            }
+            Card::Fill => (What::Fill { stopped: random.chance(50) }, random.between(2_000, 4_000)),
             Card::Restore => (What::Restore, random.between(8_000, 35_000)),
             Card::Leave => {
                 let (percent, salt) = (10 + random.below(50), random.next());
@@ -251,15 +264,12 @@ impl Plan {
     }
 
     fn fits(&self, fault: &Fault) -> bool {
-        let name = fault.what.to_string();
-        let wanted =
-            self.only.is_empty() || self.only.iter().any(|kind| name.starts_with(kind.as_str()));
         let overlaps = |(target, from, until): &(Target, Duration, Duration)| {
-            self.busy.iter().any(|(other, begin, end)| target == other && from < end && begin < until)
+            self.busy
+                .iter()
+                .any(|(other, begin, end)| target == other && from < end && begin < until)
         };
-        wanted
-            && self.log_may_be_away >= log_away(fault)
-            && !self.needs(fault).iter().any(overlaps)
+        self.log_may_be_away >= log_away(fault) && !self.needs(fault).iter().any(overlaps)
     }
 
     fn add(&mut self, fault: Fault) {
@@ -373,7 +383,13 @@ impl fmt::Display for What {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:7.1} s {:5.1} s  {}", self.at.as_secs_f64(), self.lasts.as_secs_f64(), self.what)
+        write!(
+            f,
+            "{:7.1} s {:5.1} s  {}",
+            self.at.as_secs_f64(),
+            self.lasts.as_secs_f64(),
+            self.what
+        )
     }
 }
 

@@ -1,5 +1,7 @@
-//! Socket.IO over one websocket: as much of Engine.IO 4 and Socket.IO 5 as a chat needs.
+//! Connections of clients: of the real JavaScript client, or lean ones over one websocket that speak as
+//! much of Engine.IO 4 and Socket.IO 5 as a chat needs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,14 +12,34 @@ use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::Stack;
+
+use super::javascript::{JsClient, JsSocket};
+
 /// A gateway that is frozen takes the connection and says nothing.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(3);
 /// A peer that reads nothing.
 const SENDS_WITHIN: Duration = Duration::from_secs(5);
 
+/// How a client connects.
+#[derive(Clone, Debug)]
+pub(super) enum Way {
+    /// Lean, to any gateway.
+    Lean,
+    /// By the JavaScript client, to its gateway.
+    Javascript(Arc<JsClient>),
+}
+
 /// A connected client.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(super) enum Socket {
+    Lean(Box<Lean>),
+    Javascript(JsSocket),
+}
+
+/// A connection of our own.
+#[derive(Debug)]
+pub(super) struct Lean {
     stream: WebSocketStream<TcpStream>,
     asked: u64,
 }
@@ -31,9 +53,54 @@ pub(super) enum Packet {
     Ack(u64, Value),
 }
 
+impl Way {
+    /// Connects to one of the gateways, counted without end; which one it is.
+    pub(super) async fn connect(&self, stack: &Stack, turn: usize) -> Result<(usize, Socket)> {
+        let gateways = stack.gateways();
+        let (gateway, socket) = match self {
+            Self::Lean => {
+                let gateway = turn % gateways.len();
+                (gateway, Socket::Lean(Box::new(Lean::connect(gateways[gateway].port()).await?)))
+            }
+            Self::Javascript(client) => {
+                let gateway = client.gateway(gateways.len());
+                let socket = client.connect(gateways[gateway].port()).await?;
+                (gateway, Socket::Javascript(socket))
+            }
+        };
+        Ok((gateway, socket))
+    }
+}
+
 impl Socket {
+    /// Emits an event; the number of the ack that it asks for.
+    pub(super) async fn emit(&mut self, event: &str, data: Value) -> Result<u64> {
+        match self {
+            Self::Lean(lean) => lean.emit(event, data).await,
+            Self::Javascript(javascript) => javascript.emit(event, &data),
+        }
+    }
+
+    /// The next packet that says something. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Result<Packet> {
+        match self {
+            Self::Lean(lean) => lean.next().await,
+            Self::Javascript(javascript) => javascript.next().await,
+        }
+    }
+
+    /// Goes away without a word, and not to come back by itself.
+    pub(super) fn leave(self) {
+        match self {
+            Self::Lean(lean) => drop(lean),
+            Self::Javascript(javascript) => javascript.leave(),
+        }
+    }
+}
+
+impl Lean {
     /// Connects to the default namespace of the gateway on this port.
-    pub(super) async fn connect(port: u16) -> Result<Self> {
+    async fn connect(port: u16) -> Result<Self> {
         timeout(CONNECTS_WITHIN, Self::handshake(port)).await.context("no handshake in time")?
     }
 
@@ -51,16 +118,14 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Emits an event; the number of the ack that it asks for.
-    pub(super) async fn emit(&mut self, event: &str, data: Value) -> Result<u64> {
+    async fn emit(&mut self, event: &str, data: Value) -> Result<u64> {
         let number = self.asked;
         self.asked += 1;
         self.send(format!("42{number}{}", Value::from(vec![event.into(), data]))).await?;
         Ok(number)
     }
 
-    /// The next packet that says something. Dropping the future loses nothing.
-    pub(super) async fn next(&mut self) -> Result<Packet> {
+    async fn next(&mut self) -> Result<Packet> {
         loop {
             let text = self.text().await?;
             if text == "2" {

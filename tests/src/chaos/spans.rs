@@ -76,7 +76,12 @@ impl Spans {
     /// The faults of now, for the line of progress.
     pub(super) fn present(&self) -> Vec<String> {
         let state = self.state();
-        state.spans.iter().filter(|span| span.ended.is_none()).map(|span| span.what.to_string()).collect()
+        state
+            .spans
+            .iter()
+            .filter(|span| span.ended.is_none())
+            .map(|span| span.what.to_string())
+            .collect()
     }
 
     /// How many there were of each kind.
@@ -98,7 +103,7 @@ impl Spans {
         let felt: Vec<Span> = state.overlapping(since, gateway);
         let kinds: BTreeSet<String> = felt.iter().map(|span| span.what.kind()).collect();
         state.note(took, &kinds);
-        let excuses = felt.iter().map(|span| span.excuses());
+        let excuses = felt.iter().map(Span::excuses);
         check(took, self.slack + Duration::from_secs(1) + excuses.sum::<Duration>(), &felt)
     }
 
@@ -114,7 +119,9 @@ impl Spans {
     }
 
     /// The silences: alone by kind, without a fault, and the longest with its kinds.
-    pub(super) fn silences(&self) -> (BTreeMap<String, Duration>, Duration, (Duration, BTreeSet<String>)) {
+    pub(super) fn silences(
+        &self,
+    ) -> (BTreeMap<String, Duration>, Duration, (Duration, BTreeSet<String>)) {
         let state = self.state();
         (state.alone.clone(), state.calm, state.longest.clone())
     }
@@ -154,8 +161,9 @@ impl Span {
     fn excuses(&self) -> Duration {
         match self.what {
             What::Stop(Target::Persister(_)) => HANDOVER,
-            What::Kill(Target::Persister(_)) | What::Pause(Target::Persister(_)) => TAKEOVER,
-            What::Cut(Link::PersisterNats | Link::PersisterPostgres, _)
+            What::Kill(Target::Persister(_))
+            | What::Pause(Target::Persister(_))
+            | What::Cut(Link::PersisterNats | Link::PersisterPostgres, _)
             | What::Freeze(Link::PersisterNats | Link::PersisterPostgres, _) => TAKEOVER,
             What::Restore => self.lasted() + REPLAY,
             What::Fill { .. } => self.lasted() + TAKEOVER,

@@ -48,6 +48,7 @@ pub(super) struct World {
     pub(super) broken: watch::Sender<Vec<Broken>>,
     rooms: Mutex<Vec<Arc<Room>>>,
     restored: Mutex<Option<Instant>>,
+    recoveries: Mutex<Vec<Duration>>,
 }
 
 /// What is counted beside the rooms.
@@ -77,6 +78,7 @@ impl World {
             broken: watch::Sender::default(),
             rooms: Mutex::default(),
             restored: Mutex::default(),
+            recoveries: Mutex::default(),
         }
     }
 
@@ -98,16 +100,19 @@ impl World {
         *lock(&self.restored) = Some(Instant::now());
     }
 
-    /// Whether the database may still lack what clients were shown.
-    pub(super) fn is_replaying(&self) -> bool {
-        const LONGEST: Duration = Duration::from_secs(60);
-        lock(&self.restored).is_some_and(|restored| restored.elapsed() < LONGEST)
+    /// A full log takes sends again, so long after the persisters were back.
+    pub(super) fn recovered(&self, took: Duration) {
+        lock(&self.recoveries).push(took);
     }
 
-    /// The port of a gateway, counted without end.
-    pub(super) fn gateway(&self, turn: usize) -> (usize, u16) {
-        let index = turn % self.stack.gateways().len();
-        (index, self.stack.gateway(index).port())
+    pub(super) fn recoveries(&self) -> Vec<Duration> {
+        lock(&self.recoveries).clone()
+    }
+
+    /// Whether the database may still lack what clients were shown.
+    pub(super) fn is_replaying(&self) -> bool {
+        const LONGEST: Duration = Duration::from_mins(1);
+        lock(&self.restored).is_some_and(|restored| restored.elapsed() < LONGEST)
     }
 }
 

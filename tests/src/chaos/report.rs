@@ -1,0 +1,79 @@
+//! What a run shows: a line every few seconds, and a table at the end.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::broken::{Broken, Promise};
+use super::verdict::Verdict;
+use super::world::{World, read};
+
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Shows progress until it is dropped.
+pub(super) async fn progress(world: &World) {
+    loop {
+        println!("{}", line(world));
+        sleep(EVERY).await;
+    }
+}
+
+fn line(world: &World) -> String {
+    let tally = &world.tally;
+    let faults = world.spans.counts().values().sum::<usize>();
+    let unseen = world.rooms().iter().filter_map(|room| room.oldest_unseen()).min();
+    let silent = unseen.map_or(0.0, |acked| acked.elapsed().as_secs_f64());
+    let (sent, acked) = (read(&tally.sent), read(&tally.acked));
+    let refused: u64 = tally.refusals().values().sum();
+    let now = world.spans.present();
+    let now = if now.is_empty() { "nothing".to_owned() } else { now.join(" + ") };
+    format!(
+        "{:5.0} s  faults {faults:3}  sent {sent:6}  acked {acked:6}  shown {:7}  refused {refused:5}  \
+         silent {silent:4.1} s  broken now: {now}",
+        world.started.elapsed().as_secs_f64(),
+        read(&tally.shown),
+    )
+}
+
+/// The table.
+pub(super) fn table(world: &World, verdict: &Verdict, broken: &[Broken]) -> String {
+    let tally = &world.tally;
+    let mut table = String::new();
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(table, "  {name:<46} {value}");
+    };
+    row("sessions", world.rooms().len().to_string());
+    row("sent", read(&tally.sent).to_string());
+    row("emitted, with resends", read(&tally.emitted).to_string());
+    row("acked", read(&tally.acked).to_string());
+    row("stored", verdict.stored.to_string());
+    row("shown live", read(&tally.shown).to_string());
+    row("came back with `after`", read(&tally.resumed).to_string());
+    row("  and were told `more`", read(&tally.mores).to_string());
+    row("  and were told `reset`", read(&tally.resets).to_string());
+    for promise in Promise::ALL {
+        let count = broken.iter().filter(|broken| broken.promise == promise).count();
+        row(promise.breakage(), count.to_string());
+    }
+    for (reason, count) in tally.refusals() {
+        row(&format!("refused: {reason}"), count.to_string());
+    }
+    let (alone, calm, (longest, kinds)) = world.spans.silences();
+    row("slowest ack, with resends", seconds(tally.slowest_ack()));
+    row("longest silence without a fault", seconds(calm));
+    let kinds: Vec<_> = kinds.into_iter().collect();
+    row("longest silence", format!("{} in: {}", seconds(longest), kinds.join(", ")));
+    for (kind, count) in world.spans.counts() {
+        let alone = alone.get(&kind).map_or_else(|| "-".to_owned(), |time| seconds(*time));
+        row(&format!("fault: {kind}"), format!("{count:3}   longest silence alone {alone}"));
+    }
+    for time in world.recoveries() {
+        row("a full log took sends again after", seconds(time));
+    }
+    table
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
+}
