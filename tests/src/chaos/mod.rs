@@ -1,8 +1,8 @@
 //! `cargo chaos`: everything is broken under load, as a seed says, while real clients talk; whether every
 //! promise holds is looked at all the time and at the end.
 //!
-//! [`schedule`] decides the faults, [`faults`] makes them, [`crowd`] lets clients in, each [`client`] keeps
-//! account in its room's [`ledger`], [`verdict`] compares that with what is stored.
+//! `schedule` decides the faults, `faults` makes them, `crowd` lets clients in, each `client` keeps
+//! account in its room's `ledger`, `verdict` compares that with what is stored.
 
 mod arguments;
 mod broken;
