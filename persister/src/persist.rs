@@ -99,7 +99,10 @@ impl Persister {
                 _ = &mut doubt, if term.doubtful => return Ok(Ended::Changed),
                 _ = positions.tick() => {
                     term.announcer.repeat_positions().await;
-                    continue;
+                    if self.still_stands(&term.offsets, &partitions).await {
+                        continue;
+                    }
+                    return Ok(Ended::Changed);
                 }
                 records = term.reader.next_batch() => records.map_err(anyhow::Error::from_boxed)?,
             };
@@ -108,6 +111,19 @@ impl Persister {
             }
             backoff.reset();
         }
+    }
+
+    /// Whether Postgres knows the offsets that the term goes on from: a database restored from an
+    /// older backup does not, and nobody need say anything for it to be told what it lacks.
+    async fn still_stands(
+        &self,
+        offsets: &HashMap<Partition, Position>,
+        partitions: &[Partition],
+    ) -> bool {
+        // While Postgres does not answer there is nothing to go on from either.
+        let Ok(stored) = self.store.offsets(partitions).await else { return true };
+        let known = |offset: &Offset| offsets.get(&offset.partition).copied();
+        stored.iter().all(|offset| known(offset).is_none_or(|known| known == offset.stored))
     }
 
     /// Reads the offsets, makes sure that they belong to this log, opens the log behind them.
