@@ -35,6 +35,9 @@ pub struct Arguments {
     /// Only these kinds of fault, by the first words of their names in the table, with commas.
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
+    /// Not these kinds of fault.
+    #[arg(long, value_delimiter = ',')]
+    pub without: Vec<String>,
     /// Seconds that anything may take longer than promised: for the load of this machine.
     #[arg(long, default_value_t = 3)]
     pub slack: u64,
@@ -46,11 +49,20 @@ impl Arguments {
         Duration::try_from_secs_f64(self.minutes * 60.0).unwrap_or_default()
     }
 
+    /// Whether faults with this name are to be made.
+    pub(super) fn wants(&self, name: &str) -> bool {
+        let is_of = |kind: &String| name.starts_with(kind.as_str());
+        (self.only.is_empty() || self.only.iter().any(is_of)) && !self.without.iter().any(is_of)
+    }
+
     /// What to type to repeat it.
     pub(super) fn command(&self) -> String {
-        let Self { minutes, seed, gateways, persisters, rate, javascript, only, slack } = self;
-        let only =
-            if only.is_empty() { String::new() } else { format!(" --only '{}'", only.join(",")) };
+        let Self { minutes, seed, gateways, persisters, rate, javascript, slack, .. } = self;
+        let kinds = |option: &str, kinds: &[String]| match kinds {
+            [] => String::new(),
+            kinds => format!(" {option} '{}'", kinds.join(",")),
+        };
+        let only = kinds("--only", &self.only) + &kinds("--without", &self.without);
         format!(
             "cargo chaos --minutes {minutes} --seed {seed} --gateways {gateways} --persisters {persisters} \
              --rate {rate} --javascript {javascript} --slack {slack}{only}"

@@ -121,15 +121,12 @@ impl Client {
                 _ = self.leave.changed() => {
                     let leave = *self.leave.borrow_and_update();
                     if let Some(away) = leave.concerns(&self.name) {
-                        socket.leave();
                         return Ok(End::Away(away));
                     }
                 }
             }
-            if self.outbox.is_patient(gateway)? == Then::Go {
-                socket.leave();
-                bail!("another gateway may do better");
-            }
+            let then = self.outbox.is_patient(gateway)?;
+            ensure!(then == Then::Stay, "another gateway may do better");
             self.send(&mut socket).await?;
         }
     }

@@ -131,12 +131,19 @@ impl Faults {
             Target::Postgres => stack.postgres().stop().await,
             _ => {
                 if let Some(service) = service(stack, target) {
-                    service.terminate().await;
+                    self.end(service).await;
                 }
             }
         }
         sleep(lasts).await;
         self.start(target).await;
+    }
+
+    async fn end(&self, service: &Service) {
+        let status = service.terminate().await;
+        if !status.success() {
+            self.world.ended_badly(format!("{}: {status}", service.name()));
+        }
     }
 
     async fn start(&self, target: Target) {
@@ -178,22 +185,22 @@ impl Faults {
         let stack = &self.world.stack;
         let persisters = stack.persisters();
         if stopped {
-            join_all(persisters.iter().map(Service::terminate)).await;
+            join_all(persisters.iter().map(|persister| self.end(persister))).await;
         } else {
             persisters.iter().for_each(Service::pause);
         }
         let mut filler = fill::filler(stack.nats_client()).await?;
-        let outcome = async {
-            filler.fill_up().await?;
+        let full = async {
+            filler.fill_to_the_brim().await?;
             filler.keep_full(lasts).await
         };
-        let outcome = outcome.await;
+        let full = full.await;
         if stopped {
             join_all(persisters.iter().map(Service::start)).await;
         } else {
             persisters.iter().for_each(Service::resume);
         }
-        outcome?;
+        full?;
         self.world.recovered(filler.until_taken(TAKES_AGAIN_WITHIN).await?);
         Ok(())
     }

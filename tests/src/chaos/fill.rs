@@ -41,7 +41,7 @@ impl Filler {
     }
 
     /// Fills until nothing is taken any more.
-    pub(super) async fn fill_up(&mut self) -> Result<()> {
+    pub(super) async fn fill_to_the_brim(&mut self) -> Result<()> {
         for size in SIZES {
             let mut records = 0;
             while self.put(size, AT_ONCE).await? {

@@ -41,6 +41,8 @@ pub(super) struct JsClient {
 pub(super) struct JsSocket {
     client: Arc<JsClient>,
     told: Option<UnboundedReceiver<Value>>,
+    /// Whether it was lost; then the client comes back by itself.
+    lost: bool,
 }
 
 impl Javascript {
@@ -108,7 +110,7 @@ impl JsClient {
     /// Connects, or waits until it has come back by itself.
     pub(super) async fn connect(self: &Arc<Self>, port: u16) -> Result<JsSocket> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut socket = JsSocket { client: Arc::clone(self), told };
+        let mut socket = JsSocket { client: Arc::clone(self), told, lost: false };
         while socket.told.as_mut().is_some_and(|told| told.try_recv().is_ok()) {}
         self.tell(json!({"do": "open", "port": port, "transport": self.transport}))?;
         let opened = async {
@@ -126,7 +128,7 @@ impl JsClient {
 }
 
 impl JsSocket {
-    pub(super) fn emit(&mut self, event: &str, data: &Value) -> Result<u64> {
+    pub(super) fn emit(&self, event: &str, data: &Value) -> Result<u64> {
         let number = self.client.asked.fetch_add(1, Ordering::Relaxed);
         self.client.tell(json!({"do": "emit", "event": event, "n": number, "data": data}))?;
         Ok(number)
@@ -143,15 +145,10 @@ impl JsSocket {
                 return Ok(Packet::Event("message".to_owned(), line["message"].take()));
             }
             if let Some(reason) = line["gone"].as_str() {
+                self.lost = true;
                 bail!("the connection was lost: {reason}");
             }
         }
-    }
-
-    /// The client goes away and does not come back by itself.
-    pub(super) fn leave(&self) {
-        // Node may be gone already.
-        let _ = self.client.tell(json!({"do": "drop"}));
     }
 
     async fn line(&mut self) -> Result<Value> {
@@ -162,6 +159,10 @@ impl JsSocket {
 
 impl Drop for JsSocket {
     fn drop(&mut self) {
+        if !self.lost {
+            // Node may be gone already.
+            let _ = self.client.tell(json!({"do": "drop"}));
+        }
         if let Some(told) = self.told.take() {
             *self.client.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
         }

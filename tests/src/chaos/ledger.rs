@@ -18,6 +18,8 @@ const WORDS_MAX: u64 = 40;
 const WORDS: [&str; 8] = ["lorem", "ipsum", "dolor", "sit", "amet", "größer", "чат", "\u{1f600}"];
 /// Steps of a room that are kept to be shown when a promise breaks.
 const STEPS: usize = 120;
+/// Steps that come in great numbers when a client comes back.
+const REPEATED: [&str; 2] = ["given", "read"];
 
 /// Who sends: the two events of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +77,7 @@ pub(super) struct Sent {
     pub(super) role: Role,
     /// Sent in one go with others of the same group; the next group only after their acks.
     pub(super) group: u64,
-    pub(super) first_tried: Instant,
+    pub(super) begun: Instant,
     pub(super) acked: Option<Instant>,
     /// From the ack, or from the first who was shown it.
     pub(super) id: Option<String>,
@@ -116,6 +118,8 @@ struct Step {
     client: String,
     what: &'static str,
     message: Option<usize>,
+    /// How often it was done on end; the message is that of the last time.
+    times: usize,
 }
 
 /// How a refused emit ended.
@@ -159,7 +163,7 @@ impl Room {
             client: client.to_owned(),
             role,
             group,
-            first_tried: Instant::now(),
+            begun: Instant::now(),
             acked: None,
             id: None,
             attempts: 0,
@@ -201,7 +205,7 @@ impl Room {
         let now = Instant::now();
         let message = &mut state.messages[index];
         message.acked.get_or_insert(now);
-        let took = now - message.first_tried;
+        let took = now - message.begun;
         let client = message.client.clone();
         let same = message.id.get_or_insert_with(|| id.to_owned()) == id;
         state.step(&client, "acked", Some(index));
@@ -370,11 +374,20 @@ impl Room {
 
 impl State {
     fn step(&mut self, client: &str, what: &'static str, message: Option<usize>) {
+        if let Some(last) = self.steps.back_mut()
+            && last.what == what
+            && last.client == client
+            && REPEATED.contains(&what)
+        {
+            (last.message, last.at) = (message, Instant::now());
+            last.times += 1;
+            return;
+        }
         if self.steps.len() == STEPS {
             self.steps.pop_front();
         }
         let client = client.to_owned();
-        self.steps.push_back(Step { at: Instant::now(), client, what, message });
+        self.steps.push_back(Step { at: Instant::now(), client, what, message, times: 1 });
     }
 
     fn name(&self, index: usize) -> String {
@@ -387,7 +400,9 @@ impl State {
         let line = |step: &Step| {
             let message = step.message.map(|index| self.name(index)).unwrap_or_default();
             let ago = (now - step.at).as_secs_f64();
-            format!("  {ago:8.3} s ago  {:10} {} {message}", step.client, step.what)
+            let times =
+                if step.times == 1 { String::new() } else { format!(", {} in all", step.times) };
+            format!("  {ago:8.3} s ago  {:12} {} {message}{times}", step.client, step.what)
         };
         self.steps.iter().map(line).collect::<Vec<_>>().join("\n")
     }

@@ -26,11 +26,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::task::{JoinSet, LocalSet};
-use tokio::time::timeout;
+use tokio::time::{sleep, sleep_until, timeout};
 
 pub use arguments::Arguments;
 
@@ -40,8 +40,8 @@ use crate::{Link, Stack};
 use broken::Broken;
 use faults::Faults;
 use javascript::Javascript;
-use restore::Dumps;
-use schedule::Fault;
+use restore::{Dump, Dumps};
+use schedule::{Fault, What};
 use verdict::Verdict;
 use world::{Phase, World};
 
@@ -53,6 +53,14 @@ const LOG_KEEP: &str = "120s";
 const QUIET_WITHIN: Duration = Duration::from_secs(90);
 /// And so long until those that are late have said what they lack.
 const LAST_WORDS: Duration = Duration::from_secs(40);
+/// Faults that are shown when a promise broke.
+const FAULTS_SHOWN: usize = 15;
+/// The dump that is put in place when all is quiet.
+const LAST_DUMP: &str = "chaos_dump_last";
+const TALK_AFTER_DUMP: Duration = Duration::from_secs(5);
+/// So long it may take until the database is complete again.
+const REPLAYS_WITHIN: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(500);
 const MIGRATES_WITHIN: Duration = Duration::from_mins(1);
 
 /// Runs it; the exit code says whether every promise held.
@@ -97,6 +105,9 @@ async fn attempt(arguments: Arguments) -> Result<bool> {
         println!("BROKEN at {:.1} s: {broken}\n", world.started.elapsed().as_secs_f64());
     }
     if !broken.is_empty() {
+        let faults = world.spans.account(world.started);
+        let last = faults.len().saturating_sub(FAULTS_SHOWN);
+        println!("the last faults:\n{}", faults[last..].join("\n"));
         let kept = keep_logs(&world, &plan, &broken)?;
         println!("the logs are kept in {}", kept.display());
     }
@@ -128,7 +139,7 @@ async fn migrate(url: String) -> Result<()> {
 
 /// Clients and faults, then quiet, then the verdict.
 async fn play(world: &Arc<World>, dumps: Dumps, plan: Vec<Fault>) -> Result<Verdict> {
-    let faults = Faults::new(world, dumps);
+    let faults = Faults::new(world, dumps.clone());
     let javascript = match usize::from(world.arguments.javascript) {
         0 => None,
         count => Some(Javascript::start(count).await?),
@@ -136,16 +147,41 @@ async fn play(world: &Arc<World>, dumps: Dumps, plan: Vec<Fault>) -> Result<Verd
     let mut crowd = crowd::enter(world, javascript.as_ref());
     let making = async {
         Arc::clone(&faults).make(plan).await;
-        tokio::time::sleep_until((world.started + world.arguments.time()).into()).await;
+        sleep_until((world.started + world.arguments.time()).into()).await;
+        let last = last_dump(world, &dumps).await?;
         println!("everything is mended, waiting for quiet");
         quiet(world, &mut crowd).await;
+        if let Some(last) = last {
+            println!(
+                "an older dump is put in place, and nobody talks who could wake the persisters"
+            );
+            dumps.put_back(last).await?;
+        }
+        anyhow::Ok(())
     };
     tokio::select! {
-        () = making => {}
+        made = making => made?,
         () = report::progress(world) => {}
         () = Arc::clone(&faults).watch() => {}
     }
-    verdict::judge(world).await.context("looking at what is stored")
+    let deadline = Instant::now() + REPLAYS_WITHIN;
+    loop {
+        let verdict = verdict::judge(world).await.context("looking at what is stored")?;
+        if verdict.broken.is_empty() || Instant::now() > deadline {
+            return Ok(verdict);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// A dump that lacks what is said last.
+async fn last_dump(world: &World, dumps: &Dumps) -> Result<Option<Dump>> {
+    if !world.arguments.wants(&What::Restore.to_string()) {
+        return Ok(None);
+    }
+    let dump = dumps.take(LAST_DUMP).await?;
+    sleep(TALK_AFTER_DUMP).await;
+    Ok(Some(dump))
 }
 
 /// Every client is shown everything, or says what it lacks.
@@ -187,6 +223,7 @@ fn keep_logs(world: &World, plan: &[Fault], broken: &[Broken]) -> Result<PathBuf
         }
     }
     write(&kept.join("schedule.txt"), plan)?;
+    write(&kept.join("faults.txt"), &world.spans.account(world.started))?;
     write(&kept.join("broken.txt"), broken)?;
     Ok(kept)
 }

@@ -68,6 +68,9 @@ pub(super) fn table(world: &World, verdict: &Verdict, broken: &[Broken]) -> Stri
         let alone = alone.get(&kind).map_or_else(|| "-".to_owned(), |time| seconds(*time));
         row(&format!("fault: {kind}"), format!("{count:3}   longest silence alone {alone}"));
     }
+    for end in world.bad_ends() {
+        row("was asked to stop and ended with", end);
+    }
     for time in world.recoveries() {
         row("a full log took sends again after", seconds(time));
     }

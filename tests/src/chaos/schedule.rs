@@ -147,7 +147,7 @@ struct Plan {
     random: Random,
     gateways: usize,
     persisters: usize,
-    only: Vec<String>,
+    arguments: Arguments,
     deck: Vec<Card>,
     /// Cards of a whole deck.
     full: usize,
@@ -162,7 +162,7 @@ impl Plan {
             random: Random::new(arguments.seed),
             gateways: arguments.gateways.into(),
             persisters: arguments.persisters.into(),
-            only: arguments.only.clone(),
+            arguments: arguments.clone(),
             deck: Vec::new(),
             full: 0,
             faults: Vec::new(),
@@ -204,7 +204,7 @@ impl Plan {
         let random = self.random.clone();
         let name = self.fault_of(card).0.to_string();
         self.random = random;
-        self.only.is_empty() || self.only.iter().any(|kind| name.starts_with(kind.as_str()))
+        self.arguments.wants(&name)
     }
 
     fn fault_of(&mut self, card: Card) -> (What, Duration) {

@@ -30,7 +30,7 @@ pub(super) enum Way {
     Javascript(Arc<JsClient>),
 }
 
-/// A connected client.
+/// A connected client; dropping it is going away without a word.
 #[derive(Debug)]
 pub(super) enum Socket {
     Lean(Box<Lean>),
@@ -86,14 +86,6 @@ impl Socket {
         match self {
             Self::Lean(lean) => lean.next().await,
             Self::Javascript(javascript) => javascript.next().await,
-        }
-    }
-
-    /// Goes away without a word, and not to come back by itself.
-    pub(super) fn leave(self) {
-        match self {
-            Self::Lean(lean) => drop(lean),
-            Self::Javascript(javascript) => javascript.leave(),
         }
     }
 }

@@ -84,6 +84,19 @@ impl Spans {
             .collect()
     }
 
+    /// Every fault: when it was made, and for how long; from the start of the run.
+    pub(super) fn account(&self, started: Instant) -> Vec<String> {
+        let line = |span: &Span| {
+            let begun = (span.begun - started).as_secs_f64();
+            let lasted = match span.ended {
+                Some(_) => format!("{:.2} s", span.lasted().as_secs_f64()),
+                None => "until the end".to_owned(),
+            };
+            format!("{begun:8.2} s  {}, {lasted}", span.what)
+        };
+        self.state().spans.iter().map(line).collect()
+    }
+
     /// How many there were of each kind.
     pub(super) fn counts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();

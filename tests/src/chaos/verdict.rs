@@ -1,9 +1,13 @@
 //! Whether every promise held: what is stored against what was acked and shown, once all is quiet.
 
 use std::collections::HashMap;
+use std::fs;
 
 use anyhow::Result;
+use serde_json::Value;
 use sqlx::PgPool;
+
+use crate::Service;
 
 use super::broken::{Broken, Promise};
 use super::fill;
@@ -42,12 +46,15 @@ pub(super) struct Verdict {
 pub(super) async fn judge(world: &World) -> Result<Verdict> {
     let pool = world.stack.pool();
     let mut verdict = Verdict::default();
-    for room in world.rooms() {
+    for (number, room) in world.rooms().into_iter().enumerate() {
         let rows: Vec<Row> = sqlx::query_as(STORED).bind(&room.session).fetch_all(&pool).await?;
         verdict.stored += rows.len() as u64;
         verdict.broken.extend(judge_room(&room, &rows).into_iter().take(TOLD));
+        let gateway = &world.stack.gateways()[number % world.stack.gateways().len()];
+        verdict.broken.extend(judge_history(gateway, &room, &rows).await?);
     }
     verdict.foreign(&pool).await?;
+    verdict.panics(world)?;
     Ok(verdict)
 }
 
@@ -69,6 +76,32 @@ impl Verdict {
         }
         Ok(())
     }
+
+    /// A panic that was survived is a bug all the same.
+    fn panics(&mut self, world: &World) -> Result<()> {
+        for file in fs::read_dir(world.stack.home.path())?.flatten() {
+            let is_log = file.path().extension() == Some("log".as_ref());
+            let log = if is_log { fs::read_to_string(file.path())? } else { String::new() };
+            if let Some(line) = log.lines().find(|line| line.contains("panicked at")) {
+                let text = format!("{}: {line}", file.file_name().to_string_lossy());
+                self.broken.push(Broken::new(Promise::Alive, text));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether REST answers what is stored.
+async fn judge_history(gateway: &Service, room: &Room, rows: &[Row]) -> Result<Option<Broken>> {
+    let url = gateway.url(&format!("/api/chats/{}", room.session));
+    let answer = reqwest::get(url).await?.error_for_status()?.bytes().await?;
+    let history: Vec<Value> = serde_json::from_slice(&answer)?;
+    let told = history.iter().map(|message| (message["id"].as_str(), message["content"].as_str()));
+    if told.eq(rows.iter().map(|row| (Some(row.id.as_str()), Some(row.content.as_str())))) {
+        return Ok(None);
+    }
+    let text = format!("session {}: its history over REST is another one", room.session);
+    Ok(Some(Broken::new(Promise::Content, text)))
 }
 
 fn judge_room(room: &Room, rows: &[Row]) -> Vec<Broken> {
@@ -80,17 +113,17 @@ fn judge_room(room: &Room, rows: &[Row]) -> Vec<Broken> {
     for (place, row) in rows.iter().enumerate() {
         let offset = row.content.split(' ').next().unwrap_or_default();
         let Some(sent) = by_offset.get(offset) else {
-            judge.note(Promise::Content, format!("{} is stored and nobody sent it", row.id));
+            judge.note(Promise::Content, &format!("{} is stored and nobody sent it", row.id));
             continue;
         };
         judge.row(row, sent);
         if places.insert(&sent.offset, place).is_some() {
-            judge.note(Promise::NothingTwice, format!("{offset} is stored twice"));
+            judge.note(Promise::NothingTwice, &format!("{offset} is stored twice"));
         }
     }
     for message in sent.iter().filter(|sent| sent.acked.is_some()) {
         if !places.contains_key(message.offset.as_str()) {
-            judge.note(Promise::Stored, format!("{} ({:?})", message.offset, message.id));
+            judge.note(Promise::Stored, &format!("{} ({:?})", message.offset, message.id));
         }
     }
     judge.order(&sent, &places);
@@ -101,7 +134,7 @@ fn judge_room(room: &Room, rows: &[Row]) -> Vec<Broken> {
             order.len(),
             rows.len()
         );
-        judge.note(Promise::SameForAll, text);
+        judge.note(Promise::SameForAll, &text);
     }
     judge.broken
 }
@@ -112,19 +145,19 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn note(&mut self, promise: Promise, text: impl std::fmt::Display) {
+    fn note(&mut self, promise: Promise, text: &str) {
         let text = format!("session {}: {text}", self.room.session);
         self.broken.push(Broken::new(promise, text));
     }
 
     fn row(&mut self, row: &Row, sent: &Sent) {
         if row.content != content(&sent.offset) || row.sender != sent.role.sender() || row.is_ai {
-            self.note(Promise::Content, format!("{} is stored as {row:?}", sent.offset));
+            self.note(Promise::Content, &format!("{} is stored as {row:?}", sent.offset));
         }
         if sent.id.as_ref() != Some(&row.id) {
             let text =
                 format!("{} is stored as {} and was acked as {:?}", sent.offset, row.id, sent.id);
-            self.note(Promise::OneId, text);
+            self.note(Promise::OneId, &text);
         }
     }
 
@@ -142,7 +175,7 @@ impl Judge<'_> {
             if place < behind && (message.group > group || sent_once) {
                 self.note(
                     Promise::OrderOfSender,
-                    format!("{} stands before an earlier one", message.offset),
+                    &format!("{} stands before an earlier one", message.offset),
                 );
             }
             let fresh = message.group > group;

@@ -49,6 +49,8 @@ pub(super) struct World {
     rooms: Mutex<Vec<Arc<Room>>>,
     restored: Mutex<Option<Instant>>,
     recoveries: Mutex<Vec<Duration>>,
+    /// Processes that were asked to stop and said that they could not do it well.
+    unclean: Mutex<Vec<String>>,
 }
 
 /// What is counted beside the rooms.
@@ -79,6 +81,7 @@ impl World {
             rooms: Mutex::default(),
             restored: Mutex::default(),
             recoveries: Mutex::default(),
+            unclean: Mutex::default(),
         }
     }
 
@@ -107,6 +110,15 @@ impl World {
 
     pub(super) fn recoveries(&self) -> Vec<Duration> {
         lock(&self.recoveries).clone()
+    }
+
+    /// A process did not end well though it was asked to.
+    pub(super) fn ended_badly(&self, how: String) {
+        lock(&self.unclean).push(how);
+    }
+
+    pub(super) fn bad_ends(&self) -> Vec<String> {
+        lock(&self.unclean).clone()
     }
 
     /// Whether the database may still lack what clients were shown.
