@@ -11,6 +11,8 @@ use shared::nats::NatsUrl;
 use shared::settings::{self, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, Switch};
 use shared::telemetry::{Filter, LogFormat};
 
+use crate::auth::{Caller, Role};
+
 /// Longer contents do not fit into a record of the log.
 const CONTENT_CHARS_MAX: usize = 100_000;
 /// Smaller packets could not carry a message of usual length.
@@ -69,6 +71,13 @@ pub struct Config {
     pub max_payload_bytes: usize,
     /// Longest time from the stop to the end.
     pub shutdown: Duration,
+}
+
+impl Config {
+    /// Who comes without a token.
+    pub fn caller(&self) -> Caller {
+        Caller::anonymous(Role::Open)
+    }
 }
 
 /// Where to listen.

@@ -8,6 +8,7 @@ use socketioxide::extract::{AckSender, SocketRef};
 use socketioxide::{SendError, SocketError};
 
 use crate::Gateway;
+use crate::auth::Caller;
 use crate::cut;
 use crate::error::ClientError;
 use crate::lane::Lane;
@@ -27,6 +28,8 @@ const SESSION_BYTES_MAX: usize = 256 * 1024;
 pub struct Connection {
     /// The gateway it is connected to.
     pub gateway: Arc<Gateway>,
+    /// Who is connected.
+    pub caller: Caller,
     /// Sends, published in the order they arrived.
     pub sends: Arc<Lane<SendJob>>,
     /// Joins and reads: a slow one never holds up a send.
@@ -43,9 +46,10 @@ struct Joined {
 
 impl Connection {
     /// A connection that is in no room yet.
-    pub fn new(gateway: Arc<Gateway>) -> Self {
+    pub fn new(gateway: Arc<Gateway>, caller: Caller) -> Self {
         Self {
             gateway,
+            caller,
             sends: Arc::new(Lane::new(SENDS_MAX, SEND_BYTES_MAX)),
             sessions: Arc::new(Lane::new(SESSION_JOBS_MAX, SESSION_BYTES_MAX)),
             joined: Mutex::default(),

@@ -11,8 +11,14 @@ pub enum ErrorCode {
     InvalidPayload,
     /// No such session.
     SessionNotFound,
+    /// A token is missing, or is not valid any more.
+    Unauthorized,
+    /// The token is valid, and its role does not allow this.
+    Forbidden,
     /// Over a size limit.
     TooLarge,
+    /// Too many in a time: see `retryAfterMs`.
+    RateLimited,
     /// The log is full or too slow: surely nothing was taken, try again.
     Overloaded,
     /// Nobody knows what became of it: send it again with a `clientOffset`.
@@ -21,17 +27,21 @@ pub enum ErrorCode {
 
 /// What a client is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ClientError {
     /// For programs.
     pub code: ErrorCode,
     /// For people.
     pub message: String,
+    /// When to try again, in milliseconds; only with [`ErrorCode::RateLimited`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }
 
 impl ClientError {
     /// An error with a text for people.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), retry_after_ms: None }
     }
 
     /// No session has this id.

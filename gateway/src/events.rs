@@ -28,7 +28,8 @@ pub fn register(io: &SocketIo, gateway: &Arc<Gateway>) {
 /// await run out of order, and a handler per event costs memory per socket.
 fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
     tracing::debug!(socket = %socket.id, "client connected");
-    let connection = Arc::new(Connection::new(Arc::clone(gateway)));
+    let caller = gateway.config.caller();
+    let connection = Arc::new(Connection::new(Arc::clone(gateway), caller));
     let leaving = Arc::clone(&connection);
     socket.on_fallback(move |socket: SocketRef, event: RawEvent, ack: AckSender| {
         dispatch(&connection, &event, Answer::new(socket, ack, event.wants_ack));

@@ -4,6 +4,7 @@
 //! One message's way: [`events`] takes it from a socket, [`send`] checks it, [`publisher`] puts it
 //! into the log; once it is stored, [`delivery`] hears of it and [`rooms`] emits it.
 
+pub mod auth;
 pub mod chats;
 pub mod client_info;
 pub mod config;

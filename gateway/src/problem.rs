@@ -4,6 +4,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::error::{ClientError, ErrorCode};
+
 /// What went wrong with a request.
 #[derive(Debug, Serialize)]
 pub struct Problem {
@@ -13,13 +15,16 @@ pub struct Problem {
     pub title: &'static str,
     /// What this request did wrong, or what failed.
     pub detail: String,
+    /// For programs, where the sockets' errors have a code for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<ErrorCode>,
 }
 
 impl Problem {
     /// A problem with a text for people.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
-        Self { status: status.as_u16(), title, detail: detail.into() }
+        Self { status: status.as_u16(), title, detail: detail.into(), code: None }
     }
 
     /// Nothing is served at this path.
@@ -30,6 +35,21 @@ impl Problem {
     /// The path is served, but not to this method.
     pub fn method_not_allowed() -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not served at this path")
+    }
+}
+
+impl From<ClientError> for Problem {
+    fn from(error: ClientError) -> Self {
+        let status = match error.code {
+            ErrorCode::InvalidPayload => StatusCode::BAD_REQUEST,
+            ErrorCode::SessionNotFound => StatusCode::NOT_FOUND,
+            ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+            ErrorCode::Forbidden => StatusCode::FORBIDDEN,
+            ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::Overloaded | ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self { code: Some(error.code), ..Self::new(status, error.message) }
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::{Method, StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use socketioxide::{ParserConfig, SocketIo};
@@ -12,6 +13,7 @@ use tower::Layer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tower_http::normalize_path::NormalizePathLayer;
 
+use crate::auth::{self, Action};
 use crate::config::{Config, Origins};
 use crate::problem::Problem;
 use crate::ready::Readiness;
@@ -27,11 +29,12 @@ const PREFLIGHT_MAX_AGE: Duration = Duration::from_mins(10);
 
 /// All routes and, for its end, Socket.IO.
 pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo) {
+    let may = |action| from_fn_with_state((Arc::clone(gateway), action), auth::require);
     let rest = Router::new()
         .route("/health", get(health))
         .route("/ready", get(move || async move { readiness.report().await }))
-        .route("/api/chats", get(chats::list))
-        .route("/api/chats/{session_id}", get(chats::messages))
+        .route("/api/chats", get(chats::list).route_layer(may(Action::ListChats)))
+        .route("/api/chats/{session_id}", get(chats::messages).route_layer(may(Action::ReadChat)))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .with_state(Arc::clone(gateway));

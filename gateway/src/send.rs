@@ -9,6 +9,7 @@ use shared::message::Sender;
 use shared::request::{NewMessage, Request};
 use tokio::time::Instant;
 
+use crate::auth::Action;
 use crate::connection::{Answer, Connection};
 use crate::error::{ClientError, ErrorCode};
 use crate::known::Known;
@@ -62,7 +63,7 @@ struct Asked {
 /// Takes a send from the socket's read loop: checks it and queues it.
 pub fn on_send(connection: &Arc<Connection>, sender: Sender, event: &RawEvent, answer: Answer) {
     let mut asked = Asked { answer, sender, session_id: None, client_offset: None };
-    match parse(event, &mut asked, connection.gateway.config.max_content_chars) {
+    match parse(event, &mut asked, connection) {
         Ok((session, message)) => {
             let deadline = Publisher::deadline();
             let job =
@@ -78,7 +79,7 @@ pub fn on_send(connection: &Arc<Connection>, sender: Sender, event: &RawEvent, a
 fn parse(
     event: &RawEvent,
     asked: &mut Asked,
-    max_chars: usize,
+    connection: &Connection,
 ) -> Result<(SessionId, NewMessage), ClientError> {
     let invalid = |text: String| ClientError::new(ErrorCode::InvalidPayload, text);
     let payload = event.object::<Payload>().map_err(|error| {
@@ -90,12 +91,19 @@ fn parse(
     let session = SessionId::parse(&payload.session_id);
     asked.session_id = Some(payload.session_id);
     asked.client_offset.clone_from(&payload.client_offset);
-    let content = Content::parse(payload.content, max_chars)?;
+    connection.caller.may(match asked.sender {
+        Sender::User => Action::SendAsUser,
+        Sender::Admin => Action::SendAsAdmin,
+    })?;
+    let content = Content::parse(payload.content, connection.gateway.config.max_content_chars)?;
     let offset = payload.client_offset.map(ClientOffset::parse).transpose();
     let offset = offset.map_err(|error| invalid(error.to_string()))?;
     let session = session.map_err(|_| ClientError::session_not_found())?;
     let id = match offset {
-        Some(offset) => MessageId::derived(session, asked.sender, None, &offset),
+        Some(offset) => {
+            let subject = connection.caller.subject.as_deref();
+            MessageId::derived(session, asked.sender, subject, &offset)
+        }
         None => MessageId::random(),
     };
     Ok((session, NewMessage { id, sender: asked.sender, content, is_ai: false }))

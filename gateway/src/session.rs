@@ -9,6 +9,7 @@ use shared::ids::{ChatSessionId, SessionId};
 use shared::message::Message;
 use shared::request::{NewSession, Request};
 
+use crate::auth::Action;
 use crate::client_info;
 use crate::connection::{Answer, Connection};
 use crate::error::ClientError;
@@ -85,6 +86,9 @@ struct Missed {
 pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
     let payload: Payload = event.object().ok().flatten().unwrap_or_default();
     let given = payload.session_id.and_then(|id| id.as_str().map(str::to_owned));
+    if let Err(error) = connection.caller.may(Action::InitSession) {
+        return answer.send(&NotJoined { session_id: given.as_deref(), error: &error });
+    }
     let session = given.as_deref().and_then(|text| SessionId::parse(text).ok());
     let new = session.is_some_and(|session| connection.join(session, &answer.socket));
     let after = payload.after.map(|after| after.as_str().unwrap_or_default().to_owned());

@@ -81,8 +81,11 @@ fn every_code() -> BTreeSet<String> {
     let mut codes = vec![ErrorCode::InvalidPayload];
     while let Some(next) = match codes.last() {
         None | Some(ErrorCode::InvalidPayload) => Some(ErrorCode::SessionNotFound),
-        Some(ErrorCode::SessionNotFound) => Some(ErrorCode::TooLarge),
-        Some(ErrorCode::TooLarge) => Some(ErrorCode::Overloaded),
+        Some(ErrorCode::SessionNotFound) => Some(ErrorCode::Unauthorized),
+        Some(ErrorCode::Unauthorized) => Some(ErrorCode::Forbidden),
+        Some(ErrorCode::Forbidden) => Some(ErrorCode::TooLarge),
+        Some(ErrorCode::TooLarge) => Some(ErrorCode::RateLimited),
+        Some(ErrorCode::RateLimited) => Some(ErrorCode::Overloaded),
         Some(ErrorCode::Overloaded) => Some(ErrorCode::Unavailable),
         Some(ErrorCode::Unavailable) => None,
     } {
