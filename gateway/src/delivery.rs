@@ -5,9 +5,12 @@
 //! was missed, and the missing stretch is read from Postgres. That one rule covers announcements
 //! that were lost, reconnects, a subscription that was too slow, and writers that died between
 //! commit and announcement.
+//!
+//! A position never goes back. A Postgres behind it was restored from an older backup: what is
+//! replayed then was emitted before.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::Stream;
@@ -21,7 +24,7 @@ use shared::partition::Partition;
 use shared::subjects;
 
 use crate::Gateway;
-use crate::history::SessionMessage;
+use crate::history::{SessionMessage, Snapshot};
 use crate::rooms::Saved;
 
 /// Messages read at a time when something was missed.
@@ -30,11 +33,35 @@ const STRETCH: u16 = 500;
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// Up to where everything was emitted, by partition.
+#[derive(Default)]
+pub struct Positions(Mutex<HashMap<Partition, Position>>);
+
+impl Positions {
+    /// Where a partition stands; `None` if nothing was ever heard of it.
+    pub fn of(&self, partition: Partition) -> Option<Position> {
+        self.lock().get(&partition).copied()
+    }
+
+    /// Where a partition stands; if nothing was ever heard of it, it begins here.
+    fn of_or_begin(&self, partition: Partition, begin: Position) -> Position {
+        *self.lock().entry(partition).or_insert(begin)
+    }
+
+    /// To be called before what it covers is emitted: whoever joins later was not given it.
+    fn advance(&self, partition: Partition, position: Position) {
+        self.lock().insert(partition, position);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Partition, Position>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The delivery task.
 pub struct Delivery {
     gateway: Arc<Gateway>,
     saved: Subscriber,
-    positions: HashMap<Partition, Position>,
 }
 
 impl Delivery {
@@ -51,7 +78,8 @@ impl Delivery {
         loop {
             match positions(gateway, log).await {
                 Ok(positions) => {
-                    return Ok(Some(Self { gateway: Arc::clone(gateway), saved, positions }));
+                    *gateway.positions.lock() = positions;
+                    return Ok(Some(Self { gateway: Arc::clone(gateway), saved }));
                 }
                 Err(error) => tracing::warn!("waiting for Postgres and NATS: {error:#}"),
             }
@@ -80,75 +108,67 @@ impl Delivery {
     }
 
     async fn on_announcement(
-        &mut self,
+        &self,
         partition: Partition,
         announcement: Announcement,
         message: Option<(SessionId, Saved)>,
     ) {
         let Announcement { position, previous } = announcement;
-        let known =
-            *self.positions.entry(partition).or_insert(Position { sequence: previous, ..position });
-        if known.epoch != position.epoch || previous > known.sequence {
-            self.heal(partition, position).await;
+        let before = Position { sequence: previous, ..position };
+        let known = self.gateway.positions.of_or_begin(partition, before);
+        if !before.is_within(known) && !self.heal(partition, before).await {
+            return;
         }
         // After healing a position may still be ahead: nothing is stored between the two.
-        let known = self.positions[&partition];
-        if known.epoch == position.epoch && position.sequence > known.sequence {
+        if !position.is_within(self.gateway.positions.of_or_begin(partition, before)) {
+            self.gateway.positions.advance(partition, position);
             if let Some((session, message)) = message {
                 self.gateway.rooms.emit(session, &message);
             }
-            self.positions.insert(partition, position);
         }
     }
 
     /// Emits what a partition stored after the known position, until Postgres answers.
-    async fn heal(&mut self, partition: Partition, announced: Position) {
-        let known = self.positions[&partition];
-        tracing::info!(%partition, from = known.sequence, to = announced.sequence, "reading what was missed");
+    ///
+    /// `false` if Postgres does not have everything up to the announced position: it was restored from
+    /// an older backup, or a worker that was fenced had a last word. What is stored yet, its owner
+    /// announces.
+    async fn heal(&self, partition: Partition, announced: Position) -> bool {
         let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
-        while let Err(error) = self.read_missing(partition, announced).await {
-            tracing::warn!(%error, "what was missed cannot be read yet");
+        loop {
+            let known = self.gateway.positions.of_or_begin(partition, announced);
+            tracing::info!(%partition, from = known.sequence, to = announced.sequence, "reading what was missed");
+            match self.read_missing(partition, known, announced).await {
+                Ok(stored) => return announced.is_within(stored),
+                Err(error) => tracing::warn!(%error, "what was missed cannot be read yet"),
+            }
             tokio::time::sleep(backoff.pause()).await;
         }
     }
 
+    /// Emits everything that a partition stored after a known position; up to where it is stored.
     async fn read_missing(
-        &mut self,
+        &self,
         partition: Partition,
+        mut known: Position,
         announced: Position,
-    ) -> sqlx::Result<()> {
+    ) -> sqlx::Result<Position> {
         loop {
-            self.read_stored(partition).await?;
-            let known = self.positions[&partition];
-            if known.epoch == announced.epoch {
-                return Ok(());
+            let Snapshot { stored, rows } =
+                self.gateway.history.stored_after(partition, known, STRETCH).await?;
+            if let Some(last) = rows.last().and_then(|last| last.message.position()) {
+                known = last;
+            } else if known.epoch != stored.epoch && announced.epoch == stored.epoch {
+                // Nothing is stored in the new epoch yet; or Postgres, restored from before ours,
+                // knows only the new one, and all of it is news to us.
+                known = Position { sequence: 0, ..stored };
+            } else {
+                return Ok(stored);
             }
-            let epochs = self.gateway.history.epochs_from(partition, known.epoch).await?;
-            let forgotten = epochs.is_empty();
-            // An epoch in which nothing is stored yet shows in no row. One that is older than ours is
-            // the last word of a worker that was fenced.
-            if forgotten || epochs.contains(&announced.epoch) {
-                self.positions.insert(partition, Position { epoch: announced.epoch, sequence: 0 });
-            }
-            // A database restored from before our epoch knows only the new one: read that too.
-            if !forgotten {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Emits everything that a partition stored after the known position.
-    async fn read_stored(&mut self, partition: Partition) -> sqlx::Result<()> {
-        loop {
-            let known = self.positions[&partition];
-            let stored = self.gateway.history.stored_after(partition, known, STRETCH).await?;
-            let Some(last) = stored.last().and_then(|last| last.message.position()) else {
-                return Ok(());
-            };
-            for message in &stored {
+            self.gateway.positions.advance(partition, known);
+            for message in &rows {
                 self.emit(message);
             }
-            self.positions.insert(partition, last);
         }
     }
 

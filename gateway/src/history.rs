@@ -8,7 +8,8 @@ use shared::ids::SessionId;
 use shared::message::Message;
 use shared::partition::Partition;
 use shared::timestamp::Timestamp;
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::postgres::{PgPool, PgPoolOptions, PgRow};
+use sqlx::{FromRow, Row};
 use time::PrimitiveDateTime;
 
 /// Connections unless the URL's `connection_limit` says otherwise.
@@ -31,12 +32,25 @@ const MESSAGES: &str = r#"
       AND m."seq" > $2
     ORDER BY m."seq" LIMIT $3"#;
 
-/// A message, if it is of this session.
-const MESSAGE: &str = r#"
-    SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
-           m."logEpoch", m."logSequence"
-    FROM "Message" m JOIN "ChatSession" s ON s."id" = m."chatSessionId"
-    WHERE m."id" = $2 AND s."sessionId" = $1"#;
+/// A session's messages from one of them on, or from the first if that one is not of this session;
+/// with them, as of the same moment, how far the session's partition is stored.
+const MESSAGES_FROM: &str = r#"
+    WITH session AS (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $2)
+    SELECT p."epoch", p."sequence", m.*
+    FROM "LogPartition" p
+    LEFT JOIN LATERAL (
+        SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
+               m."logEpoch", m."logSequence"
+        FROM "Message" m
+        WHERE m."chatSessionId" = (SELECT "id" FROM session)
+          AND m."seq" >= coalesce((
+              SELECT known."seq" FROM "Message" known
+              WHERE known."id" = $3 AND known."chatSessionId" = (SELECT "id" FROM session)
+          ), 0)
+        ORDER BY m."seq" LIMIT $4
+    ) m ON true
+    WHERE p."partition" = $1
+    ORDER BY m."seq""#;
 
 /// A page of sessions, newest first.
 const SESSIONS: &str = r#"
@@ -67,24 +81,23 @@ const POSITIONS: &str = r#"
     ) last ON true"#;
 
 /// What a partition stored after a position, in the order of the log: the rest of that epoch, then
-/// the epochs that followed it.
+/// the epochs that followed it; with it, as of the same moment, how far the partition is stored.
 const STORED_AFTER: &str = r#"
-    SELECT s."sessionId", m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
-           m."logEpoch", m."logSequence"
-    FROM "LogEpoch" e
-    JOIN "Message" m ON m."logEpoch" = e."epoch"
-    JOIN "ChatSession" s ON s."id" = m."chatSessionId"
-    WHERE e."partition" = $1
-      AND e."ordinal" >= (SELECT known."ordinal" FROM "LogEpoch" known WHERE known."epoch" = $2)
-      AND m."logSequence" > CASE WHEN e."epoch" = $2 THEN $3 ELSE 0 END
-    ORDER BY e."ordinal", m."logSequence" LIMIT $4"#;
-
-/// The epochs of a partition from a known one on.
-const EPOCHS_FROM: &str = r#"
-    SELECT e."epoch" FROM "LogEpoch" e
-    WHERE e."partition" = $1
-      AND e."ordinal" >= (SELECT known."ordinal" FROM "LogEpoch" known WHERE known."epoch" = $2)
-    ORDER BY e."ordinal""#;
+    SELECT p."epoch", p."sequence", m.*
+    FROM "LogPartition" p
+    LEFT JOIN LATERAL (
+        SELECT e."ordinal", s."sessionId", m."id", m."sender", m."content", m."createdAt", m."isAI",
+               m."chatSessionId", m."seq", m."logEpoch", m."logSequence"
+        FROM "LogEpoch" e
+        JOIN "Message" m ON m."logEpoch" = e."epoch"
+        JOIN "ChatSession" s ON s."id" = m."chatSessionId"
+        WHERE e."partition" = $1
+          AND e."ordinal" >= (SELECT known."ordinal" FROM "LogEpoch" known WHERE known."epoch" = $2)
+          AND m."logSequence" > CASE WHEN e."epoch" = $2 THEN $3 ELSE 0 END
+        ORDER BY e."ordinal", m."logSequence" LIMIT $4
+    ) m ON true
+    WHERE p."partition" = $1
+    ORDER BY m."ordinal", m."logSequence""#;
 
 /// Whether any migration ever ran.
 const MIGRATED: &str = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
@@ -102,7 +115,8 @@ pub struct History {
 #[derive(Debug, sqlx::FromRow)]
 #[sqlx(rename_all = "camelCase")]
 pub struct StoredMessage {
-    id: String,
+    /// Primary key.
+    pub id: String,
     sender: String,
     content: String,
     created_at: PrimitiveDateTime,
@@ -172,6 +186,38 @@ pub struct StoredSession {
     pub created_at: PrimitiveDateTime,
 }
 
+/// Rows, and how far their partition was stored when they were read.
+#[derive(Debug)]
+pub struct Snapshot<T> {
+    /// The last stored record.
+    pub stored: Position,
+    /// The rows.
+    pub rows: Vec<T>,
+}
+
+/// A row of a snapshot; one that has no rows is told by a row without a message.
+struct SnapshotRow<T> {
+    stored: Position,
+    row: Option<T>,
+}
+
+impl<'r, T: FromRow<'r, PgRow>> FromRow<'r, PgRow> for SnapshotRow<T> {
+    fn from_row(row: &'r PgRow) -> sqlx::Result<Self> {
+        let sequence = row.try_get::<i64, _>("sequence")?.cast_unsigned();
+        let stored = Position { epoch: Epoch(row.try_get("epoch")?), sequence };
+        let has_message = row.try_get::<Option<String>, _>("id")?.is_some();
+        Ok(Self { stored, row: has_message.then(|| T::from_row(row)).transpose()? })
+    }
+}
+
+impl<T> Snapshot<T> {
+    /// An error if the partition has no row: nothing was ever stored from this log.
+    fn of(rows: Vec<SnapshotRow<T>>) -> sqlx::Result<Self> {
+        let stored = rows.first().ok_or(sqlx::Error::RowNotFound)?.stored;
+        Ok(Self { stored, rows: rows.into_iter().filter_map(|row| row.row).collect() })
+    }
+}
+
 impl History {
     /// Prepares the pool; connects when first used.
     pub fn connect(database: &Database) -> Self {
@@ -224,14 +270,21 @@ impl History {
         answered(query.fetch_all(&self.pool)).await
     }
 
-    /// A message, if it is stored and of this session.
-    pub async fn message(
+    /// At most `limit` messages of a session from the one with this id on, or from the first if that
+    /// one is not stored or of another session.
+    pub async fn messages_from(
         &self,
+        partition: Partition,
         session: SessionId,
         id: &str,
-    ) -> sqlx::Result<Option<StoredMessage>> {
-        let query = sqlx::query_as(MESSAGE).bind(session.to_string()).bind(id.to_owned());
-        answered(query.fetch_optional(&self.pool)).await
+        limit: u16,
+    ) -> sqlx::Result<Snapshot<StoredMessage>> {
+        let query = sqlx::query_as(MESSAGES_FROM)
+            .bind(partition.to_column())
+            .bind(session.to_string())
+            .bind(id.to_owned())
+            .bind(i64::from(limit));
+        Snapshot::of(answered(query.fetch_all(&self.pool)).await?)
     }
 
     /// At most `limit` sessions after the given one, newest first.
@@ -280,24 +333,13 @@ impl History {
         partition: Partition,
         position: Position,
         limit: u16,
-    ) -> sqlx::Result<Vec<SessionMessage>> {
+    ) -> sqlx::Result<Snapshot<SessionMessage>> {
         let query = sqlx::query_as(STORED_AFTER)
             .bind(partition.to_column())
             .bind(position.epoch.0)
             .bind(position.sequence.cast_signed())
             .bind(i64::from(limit));
-        answered(query.fetch_all(&self.pool)).await
-    }
-
-    /// The epochs of a partition, from a known one on.
-    pub async fn epochs_from(
-        &self,
-        partition: Partition,
-        known: Epoch,
-    ) -> sqlx::Result<Vec<Epoch>> {
-        let query = sqlx::query_scalar(EPOCHS_FROM).bind(partition.to_column()).bind(known.0);
-        let epochs: Vec<i64> = answered(query.fetch_all(&self.pool)).await?;
-        Ok(epochs.into_iter().map(Epoch).collect())
+        Snapshot::of(answered(query.fetch_all(&self.pool)).await?)
     }
 }
 

@@ -84,12 +84,27 @@ impl KnownSessions {
     }
 
     async fn in_log(&self, session: SessionId) -> Known {
+        match self.last_in_log(session).await {
+            Some(Some(_)) => Known::Yes,
+            Some(None) => Known::No,
+            None => Known::Unsure,
+        }
+    }
+
+    /// Whether the log holds something of the session behind this sequence, for all we know.
+    pub async fn may_be_pending(&self, session: SessionId, stored: u64) -> bool {
+        let last = self.last_in_log(session).await;
+        last.is_none_or(|last| last.is_some_and(|last| last > stored))
+    }
+
+    /// Sequence of the session's last record, if it has one; `None` if the log does not answer.
+    async fn last_in_log(&self, session: SessionId) -> Option<Option<u64>> {
         let subject = subjects::request(self.partitions.partition_of(session), session);
         let last = self.log.direct_get_last_for_subject(subject);
         match tokio::time::timeout(LOOKUP_TIMEOUT, last).await {
-            Ok(Ok(_)) => Known::Yes,
-            Ok(Err(error)) if error.kind() == DirectGetErrorKind::NotFound => Known::No,
-            Ok(Err(_)) | Err(_) => Known::Unsure,
+            Ok(Ok(last)) => Some(Some(last.sequence)),
+            Ok(Err(error)) if error.kind() == DirectGetErrorKind::NotFound => Some(None),
+            Ok(Err(_)) | Err(_) => None,
         }
     }
 }

@@ -37,7 +37,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::config::Config;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Positions};
 use crate::history::History;
 use crate::known::KnownSessions;
 use crate::opened::OpenedSessions;
@@ -57,6 +57,8 @@ pub struct Gateway {
     pub config: Config,
     /// Which socket is in which session.
     pub rooms: Rooms,
+    /// What the rooms were given.
+    pub positions: Positions,
     /// The way into the log.
     pub publisher: Publisher,
     /// Which sessions exist.
@@ -86,6 +88,7 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> any
 
     let gateway = Arc::new(Gateway {
         rooms: Rooms::default(),
+        positions: Positions::default(),
         publisher: Publisher::new(nats.clone(), config.log.partitions),
         known: KnownSessions::new(history.clone(), log.clone(), config.log.partitions),
         opened: OpenedSessions::default(),

@@ -87,11 +87,22 @@ impl Rooms {
         has: Option<Position>,
         give: impl FnOnce(),
     ) {
-        let kept = self.with_member(session, socket, |member| {
+        self.let_go(session, socket, |resuming| {
             give();
-            let held =
-                member.resuming.take().and_then(|resuming| resuming.held).unwrap_or_default();
-            member.resuming = has.map(|has| Box::new(Resuming { held: None, has: Some(has) }));
+            resuming.has = has;
+        });
+    }
+
+    /// Ends the holding back of a socket that was given nothing.
+    pub fn release(&self, session: SessionId, socket: &SocketRef) {
+        self.let_go(session, socket, |_| {});
+    }
+
+    fn let_go(&self, session: SessionId, socket: &SocketRef, act: impl FnOnce(&mut Resuming)) {
+        let kept = self.with_member(session, socket, |member| {
+            let resuming = member.resuming.get_or_insert_default();
+            act(resuming);
+            let held = resuming.held.take().unwrap_or_default();
             held.into_iter().all(|saved| member.take(&saved))
         });
         if kept == Some(false) {

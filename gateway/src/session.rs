@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shared::announcement::Position;
-use shared::ids::{ChatSessionId, SessionId};
+use shared::ids::{ChatSessionId, MessageId, SessionId};
 use shared::message::Message;
 use shared::request::{NewSession, Request};
 
+use crate::Gateway;
 use crate::auth::Action;
 use crate::client_info;
 use crate::connection::{Answer, Connection};
 use crate::error::ClientError;
-use crate::history::{History, StoredMessage};
+use crate::history::{Snapshot, StoredMessage};
 use crate::known::Known;
 use crate::lane::Job;
 use crate::payload::RawEvent;
@@ -159,14 +160,20 @@ impl SessionJob {
     /// Gives the socket what it missed; what was said meanwhile follows behind.
     async fn resume(self, session: SessionId) {
         let after = self.resume.as_ref().map(|resume| resume.after.as_str()).unwrap_or_default();
-        match missed(&self.connection.gateway.history, session, after).await {
-            Ok(missed) => {
+        match missed(&self.connection.gateway, session, after).await {
+            Ok(Some(missed)) => {
                 let connection = Arc::clone(&self.connection);
                 let socket = self.answer.socket.clone();
                 connection
                     .gateway
                     .rooms
                     .resume(session, &socket, missed.has, || self.give(session, &missed));
+            }
+            Ok(None) => {
+                tracing::info!(
+                    "a client that comes back waits until Postgres has caught up with the log"
+                );
+                self.give_up(&ClientError::unavailable());
             }
             Err(error) => {
                 tracing::warn!(%error, "what a client missed cannot be read");
@@ -197,7 +204,7 @@ impl SessionJob {
             if resume.new {
                 self.connection.leave(session, &self.answer.socket);
             } else {
-                self.connection.gateway.rooms.resume(session, &self.answer.socket, None, || {});
+                self.connection.gateway.rooms.release(session, &self.answer.socket);
             }
         }
         self.refuse(error);
@@ -209,14 +216,36 @@ impl SessionJob {
 }
 
 /// Reads what a session has after a message, or all of it if the message is not of this session.
-async fn missed(history: &History, session: SessionId, after: &str) -> sqlx::Result<Missed> {
+///
+/// `None` while Postgres lacks what clients were shown: it was restored from an older backup and
+/// catches up. What is replayed is not emitted again, so it must be there when it is read.
+async fn missed(
+    gateway: &Gateway,
+    session: SessionId,
+    after: &str,
+) -> sqlx::Result<Option<Missed>> {
+    let partition = gateway.config.log.partitions.partition_of(session);
+    // Read before Postgres is: what is emitted later is held back.
+    let emitted = gateway.positions.of(partition);
     // Postgres refuses U+0000 in a text: no message can have such an id.
-    let known = if after.contains('\0') { None } else { history.message(session, after).await? };
-    let seq = known.as_ref().map_or(-1, |known| known.seq);
-    let mut messages = history.messages(&session.to_string(), seq, MISSED_MAX + 1).await?;
-    let more = messages.len() > usize::from(MISSED_MAX);
-    messages.truncate(MISSED_MAX.into());
+    let id = if after.contains('\0') { "" } else { after };
+    let Snapshot { stored, rows: mut messages } =
+        gateway.history.messages_from(partition, session, id, MISSED_MAX + 2).await?;
+    if emitted.is_some_and(|emitted| !emitted.is_within(stored)) {
+        return Ok(None);
+    }
+    let reset = messages.first().is_none_or(|first| first.id != after);
+    // Another gateway may have shown it before the restore.
+    let may_come = MessageId::try_from(after.to_owned()).is_ok();
+    if reset && may_come && gateway.known.may_be_pending(session, stored.sequence).await {
+        return Ok(None);
+    }
+    // The first is the one that the client has.
+    let first = usize::from(!reset);
+    let end = first + usize::from(MISSED_MAX);
+    let more = messages.len() > end;
+    messages.truncate(end);
     // Rows that did not come through the log have no position, and are never emitted.
-    let has = known.iter().chain(&messages).filter_map(StoredMessage::position).next_back();
-    Ok(Missed { reset: known.is_none(), more, has, messages })
+    let has = messages.iter().filter_map(StoredMessage::position).next_back();
+    Ok(Some(Missed { messages: messages.split_off(first), reset, more, has }))
 }

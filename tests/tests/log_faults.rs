@@ -5,8 +5,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tests::{Client, Puppet, Stack, eventually};
+use tests::{Client, Link, Puppet, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 /// A look of the trimmer, and what it looks for.
@@ -139,6 +140,110 @@ async fn a_database_restored_from_an_older_backup_catches_up_by_itself() {
     let all = [before, after, last].concat();
     chat.is_stored(&all).await;
     chat.is_seen(&all).await;
+}
+
+/// What a client that comes back to the session is answered.
+async fn come_back(client: &Client, session: &str, after: &Value) -> Value {
+    client.ask("init_session", json!({ "sessionId": session, "after": after })).await
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_while_an_older_backup_catches_up_waits_and_misses_nothing() {
+    let stack = Stack::builder().own_postgres().gateways(2).start().await;
+    let chat = Chat::begin(stack).await;
+    let before = numbered("before", 5);
+    chat.say_all(&before).await;
+    chat.is_stored(&before).await;
+    let database = Backups::of(&chat.stack).await;
+    database.back_up().await;
+    let after = numbered("after", 30);
+    chat.say_all(&after).await;
+    let all = [before.clone(), after.clone()].concat();
+    chat.is_seen(&all).await;
+    let seen = chat.client.messages().await;
+    let (last_before, last) = (&seen[before.len() - 1]["id"], &seen[all.len() - 1]["id"]);
+
+    chat.stack.persister(0).kill();
+    database.restore().await;
+    // A gateway that starts now never knew more than the backup.
+    chat.stack.gateway(1).kill();
+    chat.stack.gateway(1).start().await;
+    let puppet = Puppet::start().await;
+    let mut returning = Vec::new();
+    for gateway in chat.stack.gateways() {
+        let client = puppet.client(&gateway.url(""), &["websocket"]).await;
+        let answer = come_back(&client, &chat.session, last).await;
+        assert_eq!(answer["error"]["code"], "unavailable", "{}: {answer}", gateway.name());
+        assert_eq!(answer["sessionId"], chat.session.as_str());
+        returning.push(client);
+    }
+    let answer = come_back(&returning[0], &chat.session, last_before).await;
+    assert_eq!(answer["error"]["code"], "unavailable", "{answer}");
+
+    chat.stack.persister(0).start().await;
+    for client in returning {
+        let mut answer = Value::Null;
+        eventually(SOON, "it comes back", async || {
+            answer = come_back(&client, &chat.session, last_before).await;
+            answer["error"].is_null()
+        })
+        .await;
+        assert_eq!(answer["reset"], false, "{answer}");
+        let mut given = texts(answer["messages"].as_array().unwrap());
+        eventually(SOON, "it has everything", async || {
+            [given.clone(), texts(&client.messages().await)].concat().len() >= after.len()
+        })
+        .await;
+        given.extend(texts(&client.messages().await));
+        assert_eq!(given, after);
+        assert_eq!(come_back(&client, &chat.session, last).await["reset"], false);
+    }
+    assert_eq!(texts(&chat.client.messages().await), all, "who stayed saw nothing twice");
+}
+
+#[tokio::test]
+async fn an_announcement_from_before_the_restore_makes_no_client_miss_what_is_replayed() {
+    let builder = Stack::builder().own_postgres().gateways(2).wire(Link::GatewayNats);
+    let chat = Chat::begin(builder.start().await).await;
+    let before = numbered("before", 5);
+    chat.say_all(&before).await;
+    chat.is_seen(&before).await;
+    let database = Backups::of(&chat.stack).await;
+    database.back_up().await;
+
+    // Stored and announced while the client's gateway hears nothing.
+    let nats = chat.stack.nats_client().await;
+    let mut announced = nats.subscribe("chat.saved.*.*").await.unwrap();
+    // A flush is no round trip; a request is.
+    async_nats::jetstream::new(nats.clone()).get_stream("CHAT").await.unwrap();
+    chat.stack.wire(Link::GatewayNats, 0).cut();
+    let other = Puppet::start().await.client(&chat.stack.gateway(1).url(""), &["websocket"]).await;
+    other.stay(Some(&chat.session)).await;
+    let after = numbered("after", 10);
+    for content in &after {
+        let send = json!({ "sessionId": chat.session, "content": content });
+        assert_eq!(other.ask("user_message", send).await["status"], "accepted");
+    }
+    let mut last = None;
+    for _ in &after {
+        last = tokio::time::timeout(SOON, announced.next()).await.unwrap();
+    }
+    chat.stack.persister(0).kill();
+    database.restore().await;
+
+    chat.stack.wire(Link::GatewayNats, 0).mend();
+    chat.stack.gateway(0).ready().await;
+    let last = last.unwrap();
+    nats.publish_with_headers(last.subject, last.headers.unwrap(), last.payload).await.unwrap();
+    nats.flush().await.unwrap();
+    eventually(SOON, "the gateway looks for what it missed", async || {
+        chat.stack.gateway(0).logs().contains("reading what was missed")
+    })
+    .await;
+    chat.stack.persister(0).start().await;
+    let all = [before, after].concat();
+    chat.is_seen(&all).await;
+    chat.is_stored(&all).await;
 }
 
 /// Copies of the stack's database on its own server.
