@@ -133,7 +133,7 @@ impl Persister {
         let log = shared::log::open(&self.jetstream, self.log).await?;
         let stream = verify::stream_state(&log);
         let mut offsets = self.store.offsets(partitions).await?;
-        if self.begin_epochs(&log, &stream, &offsets).await? {
+        if self.mend_offsets(&log, &stream, &offsets).await? {
             offsets = self.store.offsets(partitions).await?;
         }
         let stored: BTreeMap<_, _> =
@@ -150,8 +150,9 @@ impl Persister {
         })
     }
 
-    /// Begins a new epoch where the log is not the one that an offset was taken from.
-    async fn begin_epochs(
+    /// Begins a new epoch where the log is not the one that an offset was taken from, and moves offsets
+    /// over what is gone from the log.
+    async fn mend_offsets(
         &self,
         log: &Stream,
         stream: &StreamState,
@@ -159,28 +160,35 @@ impl Persister {
     ) -> anyhow::Result<bool> {
         let verdicts = offsets.iter().map(|offset| verify::verify(log, stream, offset));
         let verdicts = try_join_all(verdicts).await.map_err(anyhow::Error::from_boxed)?;
-        let mut begun = false;
+        let mut moved = false;
         for (offset, verdict) in offsets.iter().zip(verdicts) {
             let (partition, sequence) = (offset.partition, offset.stored.sequence);
             match verdict {
                 Verdict::Same => {}
-                Verdict::Trimmed => tracing::error!(
-                    %partition, from = sequence + 1, to = stream.state.first_sequence - 1,
-                    "the log was trimmed beyond what is stored: records of partition {partition} in this \
-                     range are lost, if there were any"
-                ),
+                Verdict::Trimmed => {
+                    let to = stream.last_trimmed();
+                    tracing::error!(
+                        %partition, from = sequence + 1, to,
+                        "the log was trimmed beyond what is stored: records of partition {partition} in \
+                         this range are lost, if there were any"
+                    );
+                    // Nobody need wait for them, also where nothing follows.
+                    self.store.move_idle(&[(partition, sequence)], to, stream.created).await?;
+                    moved = true;
+                }
                 Verdict::Another(why) => {
                     tracing::error!(
                         %partition, sequence,
                         "this is not the log that partition {partition} was stored from ({why}): what was \
                          acked and not yet stored is gone; reading what there is from its start"
                     );
-                    self.store.begin_epoch(partition, offset.stored.epoch).await?;
-                    begun = true;
+                    let start = Position { sequence: stream.last_trimmed(), ..offset.stored };
+                    self.store.begin_epoch(partition, start).await?;
+                    moved = true;
                 }
             }
         }
-        Ok(begun)
+        Ok(moved)
     }
 
     /// Stores records and announces them. `false` if the term cannot go on.

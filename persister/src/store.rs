@@ -97,7 +97,7 @@ const OFFSETS: &str = r#"
 const BEGIN_EPOCH: &str = r#"
     WITH begun AS (
         UPDATE "LogPartition"
-        SET "epoch" = $4, "sequence" = 0, "recordedAt" = NULL, "streamCreatedAt" = NULL
+        SET "epoch" = $4, "sequence" = $5, "recordedAt" = NULL, "streamCreatedAt" = NULL
         WHERE "partition" = $2 AND "epoch" = $3 AND "owner" = $1
         RETURNING "partition", "epoch"
     )
@@ -337,11 +337,16 @@ impl Store {
         Ok(rows.into_iter().map(offset).collect())
     }
 
-    /// Begins a new epoch of a partition in place of `old`.
-    pub async fn begin_epoch(&self, partition: Partition, old: Epoch) -> anyhow::Result<()> {
+    /// Begins a new epoch of a partition in place of the one that `start` names, behind its sequence.
+    pub async fn begin_epoch(&self, partition: Partition, start: Position) -> anyhow::Result<()> {
         let new = Epoch::random()?;
-        let query = sqlx::query(BEGIN_EPOCH).bind(self.worker).bind(partition.to_column());
-        answered(query.bind(old.0).bind(new.0).execute(&self.pool)).await?;
+        let query = sqlx::query(BEGIN_EPOCH)
+            .bind(self.worker)
+            .bind(partition.to_column())
+            .bind(start.epoch.0)
+            .bind(new.0)
+            .bind(column(start.sequence));
+        answered(query.execute(&self.pool)).await?;
         Ok(())
     }
 

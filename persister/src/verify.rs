@@ -18,6 +18,13 @@ pub struct StreamState {
     pub state: State,
 }
 
+impl StreamState {
+    /// Up to here nothing is kept any more; 0 if nothing was ever removed.
+    pub fn last_trimmed(&self) -> u64 {
+        self.state.first_sequence.saturating_sub(1)
+    }
+}
+
 /// What an offset's record says about the log.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -52,7 +59,7 @@ pub async fn verify(
     offset: &Offset,
 ) -> Result<Verdict, async_nats::Error> {
     if offset.stored.sequence == 0 {
-        return Ok(Verdict::Same);
+        return Ok(judge(stream, offset, None));
     }
     let found = match log.get_raw_message(offset.stored.sequence).await {
         Ok(message) => Some(Found { subject: message.subject.to_string(), time: message.time }),
@@ -75,7 +82,7 @@ fn judge(stream: &StreamState, offset: &Offset, found: Option<&Found>) -> Verdic
         None if sequence > stream.state.last_sequence => {
             Verdict::Another("the log ends before the offset")
         }
-        None if sequence + 1 < stream.state.first_sequence => Verdict::Trimmed,
+        None if sequence < stream.last_trimmed() => Verdict::Trimmed,
         // There it is; or it was removed by itself, as an erasure does, or trimmed up to here.
         _ => Verdict::Same,
     }
@@ -150,5 +157,9 @@ mod tests {
         assert_eq!(judge(&stream(15, 20), &offset(), None), Verdict::Trimmed);
         assert_eq!(judge(&stream(11, 20), &offset(), None), Verdict::Same);
         assert_eq!(judge(&stream(5, 20), &offset(), None), Verdict::Same);
+        let mut empty = Offset { recorded_at: None, stream_created_at: None, ..offset() };
+        empty.stored.sequence = 0;
+        assert_eq!(judge(&stream(5, 20), &empty, None), Verdict::Trimmed);
+        assert_eq!(judge(&stream(0, 0), &empty, None), Verdict::Same);
     }
 }

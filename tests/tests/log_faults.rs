@@ -246,6 +246,40 @@ async fn an_announcement_from_before_the_restore_makes_no_client_miss_what_is_re
     chat.is_stored(&all).await;
 }
 
+#[tokio::test]
+async fn a_backup_older_than_the_log_is_told_and_clients_come_back_all_the_same() {
+    let builder = Stack::builder().own_postgres().persister_env("LOG_KEEP", "0s");
+    let chat = Chat::begin(builder.start().await).await;
+    let before = numbered("before", 3);
+    chat.say_all(&before).await;
+    chat.is_stored(&before).await;
+    let database = Backups::of(&chat.stack).await;
+    database.back_up().await;
+    let lost = numbered("lost", 3);
+    chat.say_all(&lost).await;
+    chat.is_seen(&[before.clone(), lost].concat()).await;
+    let jetstream = async_nats::jetstream::new(chat.stack.nats_client().await);
+    let log = jetstream.get_stream("CHAT").await.unwrap();
+    eventually(TRIMMED_WITHIN, "the log is empty", async || {
+        log.get_info().await.unwrap().state.messages == 0
+    })
+    .await;
+    database.restore().await;
+    eventually(SOON, "the loss is told", async || {
+        chat.stack.persister(0).logs().contains("are lost")
+    })
+    .await;
+    // Nothing follows in the log that could show how far Postgres is.
+    let returning = Puppet::start().await.client(&chat.stack.url(""), &["websocket"]).await;
+    eventually(SOON, "a client comes back", async || {
+        let answer = come_back(&returning, &chat.session, &Value::from("")).await;
+        answer["messages"].as_array().is_some_and(|messages| texts(messages) == before)
+    })
+    .await;
+    chat.say("more").await;
+    chat.is_stored(&[before, vec!["more".into()]].concat()).await;
+}
+
 /// Copies of the stack's database on its own server.
 struct Backups {
     server: sqlx::PgPool,
