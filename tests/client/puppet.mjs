@@ -24,7 +24,9 @@ const commands = {
       socket.on(event, (what) => seen[event].push(`${what ?? ""}`));
     }
     socket.onAny((event, data) => (seen[event] ??= []).push(data));
-    clients.set(client, { socket, seen });
+    const silence = { longest: 0, since: performance.now() };
+    socket.on("message", () => endSilence(silence));
+    clients.set(client, { socket, seen, silence });
   },
 
   /** Whether it is connected now. */
@@ -32,6 +34,14 @@ const commands = {
 
   /** What it has seen of an event. */
   seen: ({ seen, event }) => seen[event] ?? [],
+
+  /** The longest time in milliseconds without a message since it was asked last. */
+  silence({ silence }) {
+    endSilence(silence);
+    const { longest } = silence;
+    silence.longest = 0;
+    return longest;
+  },
 
   /** Emits and waits for the ack: `[milliseconds, ack]`. */
   async ask({ socket, event, args }) {
@@ -100,6 +110,12 @@ const commands = {
     return [talk.accepted, talk.doubtful, talk.refused];
   },
 };
+
+function endSilence(silence) {
+  const now = performance.now();
+  silence.longest = Math.max(silence.longest, now - silence.since);
+  silence.since = now;
+}
 
 function comeBack(me, sessionId, connection) {
   const { socket, seen } = me;

@@ -179,6 +179,12 @@ impl Client {
         self.seen("message").await
     }
 
+    /// The longest time without a message since this was asked last.
+    pub async fn longest_silence(&self) -> Duration {
+        let millis = self.act("silence", json!({})).await.as_f64().unwrap_or(f64::MAX);
+        Duration::from_secs_f64(millis / 1_000.0)
+    }
+
     /// Begins a light load: one message after the other. With `offsets` each is sent again until
     /// it is accepted.
     pub async fn talk(&self, event: &str, session: &str, offsets: bool) {

@@ -1,8 +1,16 @@
 //! Nothing grows without a bound, and nobody pays for what another client does.
 
+use std::future::IntoFuture;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::json;
+use shared::content::Content;
+use shared::ids::{MessageId, SessionId};
+use shared::message::Sender;
+use shared::partition::PartitionCount;
+use shared::request::{NewMessage, Request};
+use shared::subjects;
 use tests::{Puppet, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -10,6 +18,12 @@ const SOON: Duration = Duration::from_secs(10);
 const CUT_OFF_WITHIN: Duration = Duration::from_secs(30);
 /// What one misbehaving client may cost; a lane, a send buffer and the kernel's buffers.
 const GROWTH_MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// What the sends cost that wait in one socket's lane, and their answers.
+const LANE_MAX_BYTES: u64 = 16 * 1024 * 1024;
+/// What a persister holds of a backlog, however long it is: what NATS pushes ahead, and a batch.
+const BACKLOG_MAX_BYTES: u64 = 96 * 1024 * 1024;
+/// 120 MB on a busy machine.
+const DRAINS_WITHIN: Duration = Duration::from_mins(2);
 
 #[tokio::test]
 async fn two_hundred_thousand_events_of_one_socket_cost_bounded_memory_and_disturb_nobody() {
@@ -17,7 +31,76 @@ async fn two_hundred_thousand_events_of_one_socket_cost_bounded_memory_and_distu
     let before = stack.gateway(0).resident_bytes();
     stack.node_test("flood.test.mjs", &[]).await;
     let grown = stack.gateway(0).resident_bytes().saturating_sub(before);
-    assert!(grown < GROWTH_MAX_BYTES, "{grown} bytes more");
+    bounded("a flood", grown, GROWTH_MAX_BYTES);
+}
+
+#[tokio::test]
+async fn sends_that_wait_for_a_frozen_nats_cost_bounded_memory() {
+    const SOCKETS: u64 = 2;
+    const MORE_THAN_A_LANE: usize = 5_000;
+    let stack = Stack::start().await;
+    let puppet = Puppet::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..SOCKETS {
+        let client = puppet.client(&stack.url(""), &["websocket"]).await;
+        let session = client.stay(None).await["sessionId"].clone();
+        clients.push((client, json!({ "sessionId": session, "content": "x".repeat(500) })));
+    }
+    let before = stack.gateway(0).resident_bytes();
+    stack.nats().pause().await;
+    let bursts = clients.iter().map(|(client, payload)| {
+        client.burst("user_message", vec![payload.clone(); MORE_THAN_A_LANE])
+    });
+    let answers = join_all(bursts).await;
+    let grown = stack.gateway(0).resident_bytes().saturating_sub(before);
+    stack.nats().resume().await;
+    assert!(answers.iter().flatten().all(|answer| answer["error"].is_object()));
+    bounded("two sockets with a full lane each", grown, SOCKETS * LANE_MAX_BYTES);
+}
+
+#[tokio::test]
+async fn a_backlog_costs_a_persister_bounded_memory_while_postgres_is_away_and_after() {
+    const RECORDS: u64 = 15_000;
+    const AT_ONCE: u64 = 500;
+    let stack = Stack::builder().own_postgres().start().await;
+    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
+    let session = SessionId::parse(&session).unwrap();
+    let subject = subjects::request(PartitionCount::DEFAULT.partition_of(session), session);
+    let log = async_nats::jetstream::new(stack.nats_client().await);
+    let before = stack.persister(0).resident_bytes();
+    stack.postgres().pause().await;
+    for _ in 0..RECORDS / AT_ONCE {
+        let mut acks = Vec::new();
+        for _ in 0..AT_ONCE {
+            let message = NewMessage {
+                id: MessageId::random(),
+                sender: Sender::User,
+                content: Content::parse("x".repeat(8_000), 8_000).unwrap(),
+                is_ai: false,
+            };
+            let record = Request::Message(message).encode().unwrap();
+            acks.push(log.publish(subject.clone(), record.into()).await.unwrap().into_future());
+        }
+        assert!(join_all(acks).await.iter().all(Result::is_ok));
+    }
+    let away = stack.persister(0).resident_bytes().saturating_sub(before);
+    bounded("a backlog while Postgres is away", away, BACKLOG_MAX_BYTES);
+    stack.postgres().resume().await;
+    let pool = stack.pool();
+    let stored = async || {
+        let count = sqlx::query_scalar::<_, i64>(r#"SELECT count(*) FROM "Message""#);
+        count.fetch_one(&pool).await.is_ok_and(|count| count.unsigned_abs() == RECORDS)
+    };
+    eventually(DRAINS_WITHIN, "the backlog is stored", stored).await;
+    let after = stack.persister(0).resident_bytes().saturating_sub(before);
+    bounded("a backlog that was stored", after, BACKLOG_MAX_BYTES);
+}
+
+/// Says the figure too: `cargo test --test bounds -- --nocapture` shows what each bound costs.
+fn bounded(what: &str, grown: u64, most: u64) {
+    println!("{what}: {} KiB more", grown / 1024);
+    assert!(grown < most, "{what}: {grown} bytes more");
 }
 
 #[tokio::test]
@@ -30,6 +113,8 @@ async fn a_client_that_does_not_read_is_cut_off_within_30_seconds_and_resumes() 
     deaf.stay(Some(&session)).await;
     deaf.stop_reading().await;
     let content = "x".repeat(7_000);
+    let before = stack.gateway(0).resident_bytes();
+    let mut most = before;
     let start = tokio::time::Instant::now();
     let mut said = 0;
     // Either its buffer is full, or the kernel waited long enough for it to read.
@@ -38,8 +123,10 @@ async fn a_client_that_does_not_read_is_cut_off_within_30_seconds_and_resumes() 
         let acks = reader.burst("user_message", vec![payload; 500]).await;
         assert!(acks.iter().all(|ack| ack["status"] == "accepted"), "its room waits");
         said += acks.len();
+        most = stack.gateway(0).resident_bytes().max(most);
         assert!(start.elapsed() < CUT_OFF_WITHIN, "not cut off after {said} messages");
     }
+    bounded("a client that does not read", most - before, GROWTH_MAX_BYTES);
     eventually(SOON, "the room has everything", async || reader.messages().await.len() == said)
         .await;
     deaf.go_on_reading().await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tests::{Client, Link, Puppet, Stack, eventually};
+use tests::{Client, Conversation, Link, Puppet, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 /// A look of the trimmer, and what it looks for.
@@ -140,6 +140,21 @@ async fn a_database_restored_from_an_older_backup_catches_up_by_itself() {
     let all = [before, after, last].concat();
     chat.is_stored(&all).await;
     chat.is_seen(&all).await;
+}
+
+#[tokio::test]
+async fn a_database_restored_while_clients_talk_catches_up_and_skips_nothing() {
+    let stack = Stack::builder().own_postgres().start().await;
+    let database = Backups::of(&stack).await;
+    let conversation = Conversation::begin(&stack, &Puppet::start().await).await;
+    for _ in 0..3 {
+        conversation.is_delivered(20).await;
+        database.back_up().await;
+        conversation.is_delivered(50).await;
+        database.restore().await;
+    }
+    conversation.is_delivered(20).await;
+    conversation.end(&stack).await;
 }
 
 /// What a client that comes back to the session is answered.
@@ -295,6 +310,7 @@ impl Backups {
     }
 
     async fn back_up(&self) {
+        self.run("DROP DATABASE IF EXISTS backup".into()).await;
         self.copy(&self.database, "backup").await;
     }
 

@@ -21,6 +21,8 @@ const STOPS_WITHIN: Duration = Duration::from_secs(12);
 /// Talk before, during and after an outage.
 const ENOUGH: u64 = 30;
 const SEEN: usize = 30;
+/// A backlog of several batches.
+const LONG: u64 = 200;
 
 const UNKNOWN: &str = "11111111-1111-4111-8111-111111111111";
 
@@ -157,6 +159,13 @@ async fn nats_may_freeze_and_thaw() {
     all_is_well(&stack, conversation).await;
 }
 
+/// No sender noticed anything.
+async fn nobody_was_refused(conversation: &Conversation) {
+    for client in [&conversation.visitor, &conversation.admin] {
+        assert_eq!(client.refused().await, 0);
+    }
+}
+
 /// Both hear that their sends are not taken.
 async fn is_refused(conversation: &Conversation) {
     for client in [&conversation.visitor, &conversation.admin] {
@@ -178,6 +187,7 @@ async fn postgres_may_be_killed_and_come_back() {
         stack.postgres().start().await;
         conversation.is_delivered(SEEN).await;
     }
+    nobody_was_refused(&conversation).await;
     all_is_well(&stack, conversation).await;
 }
 
@@ -187,10 +197,11 @@ async fn postgres_may_be_stopped_and_come_back() {
     let conversation = talking(&stack).await;
     for _ in 0..2 {
         stack.postgres().stop().await;
-        conversation.is_accepted(ENOUGH).await;
+        conversation.is_accepted(LONG).await;
         stack.postgres().start().await;
         conversation.is_delivered(SEEN).await;
     }
+    nobody_was_refused(&conversation).await;
     all_is_well(&stack, conversation).await;
 }
 
@@ -202,6 +213,7 @@ async fn postgres_may_freeze_and_thaw() {
     conversation.is_accepted(ENOUGH).await;
     stack.postgres().resume().await;
     conversation.is_delivered(SEEN).await;
+    nobody_was_refused(&conversation).await;
     all_is_well(&stack, conversation).await;
 }
 

@@ -38,21 +38,33 @@ pub struct Arguments {
     /// Not these kinds of fault.
     #[arg(long, value_delimiter = ',')]
     pub without: Vec<String>,
+    /// In place of the schedule: Postgres is stopped once, for so many seconds, and no sender may see an
+    /// error meanwhile.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["only", "without", "minutes"])]
+    pub postgres_away: Option<u64>,
     /// Seconds that anything may take longer than promised: for the load of this machine.
     #[arg(long, default_value_t = 3)]
     pub slack: u64,
 }
 
+/// Talk before and after a single outage.
+const AROUND_AN_OUTAGE: Duration = Duration::from_secs(30);
+
 impl Arguments {
     /// How long faults are made.
     pub(super) fn time(&self) -> Duration {
+        if let Some(seconds) = self.postgres_away {
+            return Duration::from_secs(seconds) + AROUND_AN_OUTAGE;
+        }
         Duration::try_from_secs_f64(self.minutes * 60.0).unwrap_or_default()
     }
 
     /// Whether faults with this name are to be made.
     pub(super) fn wants(&self, name: &str) -> bool {
         let is_of = |kind: &String| name.starts_with(kind.as_str());
-        (self.only.is_empty() || self.only.iter().any(is_of)) && !self.without.iter().any(is_of)
+        self.postgres_away.is_none()
+            && (self.only.is_empty() || self.only.iter().any(is_of))
+            && !self.without.iter().any(is_of)
     }
 
     /// What to type to repeat it.
@@ -63,8 +75,12 @@ impl Arguments {
             kinds => format!(" {option} '{}'", kinds.join(",")),
         };
         let only = kinds("--only", &self.only) + &kinds("--without", &self.without);
+        let faults = match self.postgres_away {
+            Some(seconds) => format!("--postgres-away {seconds}"),
+            None => format!("--minutes {minutes}"),
+        };
         format!(
-            "cargo chaos --minutes {minutes} --seed {seed} --gateways {gateways} --persisters {persisters} \
+            "cargo chaos {faults} --seed {seed} --gateways {gateways} --persisters {persisters} \
              --rate {rate} --javascript {javascript} --slack {slack}{only}"
         )
     }

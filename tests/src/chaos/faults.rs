@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures_util::future::join_all;
@@ -20,6 +20,8 @@ use super::world::{Leave, World};
 
 /// How often it is looked whether the processes live.
 const LOOK: Duration = Duration::from_millis(500);
+/// How exactly it is told how long a backlog took.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// A full log is trimmed every 5 s, once what fills it is stored.
 const TAKES_AGAIN_WITHIN: Duration = Duration::from_secs(20);
 
@@ -91,7 +93,19 @@ impl Faults {
             What::Restore => {}
         }
         self.world.spans.end(span);
+        if self.world.arguments.postgres_away.is_some() {
+            self.drain().await;
+        }
         Ok(())
+    }
+
+    /// Waits until everything that was said before is shown.
+    async fn drain(&self) {
+        let back = Instant::now();
+        while self.world.rooms().iter().any(|room| room.waits_since(back)) {
+            sleep(DRAIN_LOOK).await;
+        }
+        self.world.has_drained(back.elapsed());
     }
 
     fn targets(&self, what: What) -> BTreeSet<Target> {

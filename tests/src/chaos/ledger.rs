@@ -341,6 +341,12 @@ impl Room {
         waiting.filter_map(|sent| sent.acked).min()
     }
 
+    /// Whether something that was acked before is shown to nobody yet.
+    pub(super) fn waits_since(&self, before: Instant) -> bool {
+        let waits = |sent: &Sent| sent.place.is_none() && sent.acked.is_some_and(|at| at < before);
+        self.state().messages.iter().rev().any(waits)
+    }
+
     /// What a client has not been shown.
     pub(super) fn lacks(&self, seat: &Seat) -> String {
         let state = self.state();

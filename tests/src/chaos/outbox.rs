@@ -186,6 +186,11 @@ impl Outbox {
         let offset = self.pending[place].offset.clone();
         self.world.tally.refused(code);
         let refusal = match code {
+            // With Postgres away alone nobody is refused anything.
+            _ if self.world.arguments.postgres_away.is_some() => {
+                let text = format!("{offset} was answered {answer}");
+                return Err(self.room.report(Promise::Contract, &text));
+            }
             "overloaded" => Refusal::NotTaken,
             "unavailable" => Refusal::Unknown,
             _ => {

@@ -1,7 +1,7 @@
 //! What a run shows: a line every few seconds, and a table at the end.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
@@ -60,7 +60,19 @@ pub(super) fn table(world: &World, verdict: &Verdict, broken: &[Broken]) -> Stri
         row(&format!("refused: {reason}"), count.to_string());
     }
     let (alone, calm, (longest, kinds)) = world.spans.silences();
-    row("slowest ack, with resends", seconds(tally.slowest_ack()));
+    let acks = |name: &str, came: &dyn Fn(Instant) -> bool| {
+        let took = tally.acks(came);
+        let at = |percent: usize| took.get((took.len() * percent / 100).min(took.len().max(1) - 1));
+        let times = [50, 99, 100].map(|percent| at(percent).copied().map_or("-".into(), millis));
+        (format!("acks {name}, p50 / p99 / slowest"), times.join(" / "))
+    };
+    let (name, times) = acks("while nothing was broken", &|at| !world.spans.was_broken(at));
+    row(&name, times);
+    let (name, times) = acks("while something was, with resends", &|at| world.spans.was_broken(at));
+    row(&name, times);
+    if let Some(drained) = world.drained() {
+        row("backlog shown, after Postgres was back", seconds(drained));
+    }
     row("longest silence without a fault", seconds(calm));
     let kinds: Vec<_> = kinds.into_iter().collect();
     row("longest silence", format!("{} in: {}", seconds(longest), kinds.join(", ")));
@@ -75,6 +87,10 @@ pub(super) fn table(world: &World, verdict: &Verdict, broken: &[Broken]) -> Stri
         row("a full log took sends again after", seconds(time));
     }
     table
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1_000.0)
 }
 
 fn seconds(time: Duration) -> String {

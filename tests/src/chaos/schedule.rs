@@ -111,6 +111,8 @@ const DECK: [(Card, usize); 25] = [
 
 /// The stack is left alone until the clients talk.
 const FIRST_AFTER: Duration = Duration::from_secs(4);
+/// Longer before a single outage: its figures are to be those of a stack that runs.
+const OUTAGE_AFTER: Duration = Duration::from_secs(10);
 /// Pause between two faults in milliseconds: about twelve a minute.
 const PAUSE_MS: (u64, u64) = (3_500, 6_300);
 /// How often two faults come at the same time.
@@ -131,6 +133,10 @@ const FILL_LINGERS: Duration = Duration::from_secs(30);
 
 /// The faults of a run, by their times.
 pub(super) fn plan(arguments: &Arguments) -> Vec<Fault> {
+    if let Some(seconds) = arguments.postgres_away {
+        let what = What::Stop(Target::Postgres);
+        return vec![Fault { at: OUTAGE_AFTER, what, lasts: Duration::from_secs(seconds) }];
+    }
     let mut plan = Plan::new(arguments);
     let mut at = FIRST_AFTER;
     while at < arguments.time() {

@@ -97,6 +97,12 @@ impl Spans {
         self.state().spans.iter().map(line).collect()
     }
 
+    /// Whether something was broken then.
+    pub(super) fn was_broken(&self, at: Instant) -> bool {
+        let broken = |span: &Span| span.begun <= at && span.ended.is_none_or(|ended| at < ended);
+        self.state().spans.iter().any(broken)
+    }
+
     /// How many there were of each kind.
     pub(super) fn counts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();

@@ -49,6 +49,7 @@ pub(super) struct World {
     rooms: Mutex<Vec<Arc<Room>>>,
     restored: Mutex<Option<Instant>>,
     recoveries: Mutex<Vec<Duration>>,
+    drained: Mutex<Option<Duration>>,
     /// Processes that were asked to stop and said that they could not do it well.
     unclean: Mutex<Vec<String>>,
 }
@@ -64,7 +65,8 @@ pub(super) struct Tally {
     pub(super) resets: AtomicU64,
     pub(super) mores: AtomicU64,
     refused: Mutex<BTreeMap<String, u64>>,
-    slowest_ack: Mutex<Duration>,
+    /// When each first ack came, and after how long.
+    acks: Mutex<Vec<(Instant, Duration)>>,
 }
 
 impl World {
@@ -81,6 +83,7 @@ impl World {
             rooms: Mutex::default(),
             restored: Mutex::default(),
             recoveries: Mutex::default(),
+            drained: Mutex::default(),
             unclean: Mutex::default(),
         }
     }
@@ -112,6 +115,15 @@ impl World {
         lock(&self.recoveries).clone()
     }
 
+    /// Everything that was acked while Postgres was away is shown, so long after it was back.
+    pub(super) fn has_drained(&self, took: Duration) {
+        *lock(&self.drained) = Some(took);
+    }
+
+    pub(super) fn drained(&self) -> Option<Duration> {
+        *lock(&self.drained)
+    }
+
     /// A process did not end well though it was asked to.
     pub(super) fn ended_badly(&self, how: String) {
         lock(&self.unclean).push(how);
@@ -139,12 +151,16 @@ impl Tally {
 
     pub(super) fn acked(&self, took: Duration) {
         count(&self.acked);
-        let mut slowest = lock(&self.slowest_ack);
-        *slowest = took.max(*slowest);
+        lock(&self.acks).push((Instant::now(), took));
     }
 
-    pub(super) fn slowest_ack(&self) -> Duration {
-        *lock(&self.slowest_ack)
+    /// How long the acks took that came in these spans of time, shortest first.
+    pub(super) fn acks(&self, came: impl Fn(Instant) -> bool) -> Vec<Duration> {
+        let acks = lock(&self.acks);
+        let mut took: Vec<_> =
+            acks.iter().filter(|(at, _)| came(*at)).map(|(_, took)| *took).collect();
+        took.sort_unstable();
+        took
     }
 }
 
