@@ -7,13 +7,19 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use socketioxide::extract::SocketRef;
 use time::OffsetDateTime;
 
 use crate::Gateway;
 use crate::error::{ClientError, ErrorCode};
 use crate::problem::Problem;
+
+/// Before the token in a header.
+const BEARER: &[u8] = b"Bearer ";
 
 /// What somebody is to the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +92,39 @@ impl Caller {
     }
 }
 
+/// `auth` of the Socket.IO handshake.
+#[derive(Deserialize)]
+pub struct Handshake {
+    #[serde(default)]
+    token: Option<serde_json::Value>,
+}
+
+/// Lets a socket connect, or says why not; `handshake` is none if it cannot be read.
+pub fn authenticate(
+    gateway: &Gateway,
+    socket: &SocketRef,
+    handshake: Option<Handshake>,
+) -> Result<(), String> {
+    // Something that is no text is no valid token, and surely not none.
+    let token = match handshake {
+        Some(Handshake { token }) => {
+            token.map(|token| token.as_str().unwrap_or_default().to_owned())
+        }
+        None => Some(String::new()),
+    };
+    let caller = gateway.config.caller(token.as_deref()).map_err(|error| error.message)?;
+    // Extensions cost memory: visitors have none.
+    if caller.subject.is_some() {
+        socket.extensions.insert(caller);
+    }
+    Ok(())
+}
+
+/// Who is connected by this socket, after [`authenticate`].
+pub fn caller_of(socket: &SocketRef, gateway: &Gateway) -> Caller {
+    socket.extensions.remove().unwrap_or_else(|| gateway.config.anonymous())
+}
+
 /// Lets only those callers to a route who may.
 ///
 /// The caller stands among the request's extensions from here on.
@@ -94,12 +133,67 @@ pub async fn require(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let caller = gateway.config.caller();
-    match caller.may(action) {
-        Ok(()) => {
+    let token = bearer(request.headers());
+    let caller = gateway.config.caller(token);
+    match caller.and_then(|caller| caller.may(action).map(|()| caller)) {
+        Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
         Err(error) => Problem::from(error).into_response(),
+    }
+}
+
+/// The token of `Authorization: Bearer` (RFC 6750); other schemes are a proxy's business.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get_all(header::AUTHORIZATION).iter().find_map(|value| {
+        let (scheme, token) = value.as_bytes().split_at_checked(BEARER.len())?;
+        // What is no text is no valid token, and surely not none.
+        let token = || std::str::from_utf8(token).unwrap_or_default().trim();
+        scheme.eq_ignore_ascii_case(BEARER).then(token)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Role by role, in the order of [`ROLES`]; a new action does not compile until it stands here.
+    fn wanted(action: Action) -> [bool; 4] {
+        match action {
+            Action::InitSession | Action::SendAsUser | Action::ReadChat => [true; 4],
+            Action::SendAsAdmin | Action::ListChats => [true, false, false, true],
+        }
+    }
+
+    const ROLES: [Role; 4] = [Role::Open, Role::Visitor, Role::Integrator, Role::Admin];
+
+    #[test]
+    fn every_cell_of_the_table_is_meant() {
+        use Action::{InitSession, ListChats, ReadChat, SendAsAdmin, SendAsUser};
+        for action in [InitSession, SendAsUser, SendAsAdmin, ListChats, ReadChat] {
+            assert_eq!(ROLES.map(|role| role.may(action)), wanted(action), "{action:?}");
+        }
+    }
+
+    #[test]
+    fn rights_end_with_the_token() {
+        let now = OffsetDateTime::now_utc();
+        let caller = |expires_at| Caller { expires_at, ..Caller::anonymous(Role::Admin) };
+        assert!(caller(Some(now + time::Duration::MINUTE)).may(Action::ListChats).is_ok());
+        let error = caller(Some(now)).may(Action::InitSession).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unauthorized);
+    }
+
+    #[test]
+    fn only_bearer_tokens_count() {
+        let token = |value: &str| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+            bearer(&headers).map(str::to_owned)
+        };
+        assert_eq!(token("Bearer abc").as_deref(), Some("abc"));
+        assert_eq!(token("bearer  abc ").as_deref(), Some("abc"));
+        assert_eq!(token("Bearer ").as_deref(), Some(""));
+        assert_eq!(token("Basic YTpi"), None);
     }
 }

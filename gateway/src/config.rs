@@ -12,6 +12,8 @@ use shared::settings::{self, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, 
 use shared::telemetry::{Filter, LogFormat};
 
 use crate::auth::{Caller, Role};
+use crate::error::ClientError;
+use crate::token::{Keys, PublicKeys, Secrets};
 
 /// Longer contents do not fit into a record of the log.
 const CONTENT_CHARS_MAX: usize = 100_000;
@@ -29,9 +31,26 @@ pub const OWN: &[Setting] = &[
     },
     Setting { name: "PORT", default: "4000", help: "Port to listen on" },
     Setting {
+        name: "JWT_SECRET",
+        default: "",
+        help: "Secrets of agents' tokens (HS256), separated by commas, at least 32 bytes each; the first one signs",
+    },
+    Setting {
+        name: "JWT_PUBLIC_KEY",
+        default: "",
+        help: "Public keys of agents' tokens in PEM (RSA for RS256, P-256 for ES256, Ed25519 for EdDSA), \
+               one after the other, or the name of a file with them",
+    },
+    Setting {
+        name: "JWT_AUDIENCE",
+        default: "",
+        help: "What must stand in the aud of every token; not looked at where this is not set",
+    },
+    Setting {
         name: "ALLOW_INSECURE_OPEN",
         default: "false",
-        help: "true serves everybody everything on other addresses than loopback too: nobody authenticates",
+        help: "true serves everybody everything on other addresses than loopback too, where no key is set: \
+               nobody authenticates",
     },
     Setting {
         name: "CORS_ORIGINS",
@@ -63,6 +82,8 @@ pub struct Config {
     pub host: Host,
     /// Port to listen on; 0 lets the system choose.
     pub port: u16,
+    /// Keys of tokens; none in open mode.
+    pub keys: Keys,
     /// Who may call from a browser.
     pub cors_origins: Origins,
     /// Most Unicode scalar values of a message.
@@ -74,9 +95,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// Who comes with this token. In open mode nobody looks at it.
+    pub fn caller(&self, token: Option<&str>) -> Result<Caller, ClientError> {
+        match token {
+            Some(token) if !self.keys.is_empty() => self.keys.caller(token),
+            _ => Ok(self.anonymous()),
+        }
+    }
+
     /// Who comes without a token.
-    pub fn caller(&self) -> Caller {
-        Caller::anonymous(Role::Open)
+    pub fn anonymous(&self) -> Caller {
+        Caller::anonymous(if self.keys.is_empty() { Role::Open } else { Role::Visitor })
     }
 }
 
@@ -162,6 +191,7 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
         log: LogSettings::read(&mut settings),
         host: settings.get("HOST"),
         port: settings.number("PORT", 0..=u16::MAX),
+        keys: keys(&mut settings),
         cors_origins: settings.get("CORS_ORIGINS"),
         max_content_chars: settings.number("MAX_CONTENT_CHARS", 1..=CONTENT_CHARS_MAX),
         max_payload_bytes: settings
@@ -171,14 +201,20 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
         ),
     };
     let open: Switch = settings.get("ALLOW_INSECURE_OPEN");
-    if !config.host.is_loopback() && !open.0 {
+    if config.keys.is_empty() && !config.host.is_loopback() && !open.0 {
         settings.mistake(
-            "HOST: listening beyond this machine lets everybody read and write every conversation; say \
-             ALLOW_INSECURE_OPEN=true if that is meant, or keep HOST=localhost behind a proxy of yours",
+            "HOST: listening beyond this machine without a key lets everybody read and write every \
+             conversation; set JWT_SECRET or JWT_PUBLIC_KEY, or say ALLOW_INSECURE_OPEN=true if that is meant",
         );
     }
     settings.finish()?;
     Ok(config)
+}
+
+fn keys(settings: &mut Settings) -> Keys {
+    let secrets: Secrets = settings.optional("JWT_SECRET").unwrap_or_default();
+    let public: PublicKeys = settings.optional("JWT_PUBLIC_KEY").unwrap_or_default();
+    Keys::new(&secrets, public, settings.optional("JWT_AUDIENCE"))
 }
 
 #[cfg(test)]

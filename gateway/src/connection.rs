@@ -6,6 +6,8 @@ use serde::Serialize;
 use shared::ids::SessionId;
 use socketioxide::extract::{AckSender, SocketRef};
 use socketioxide::{SendError, SocketError};
+use time::OffsetDateTime;
+use tokio::task::AbortHandle;
 
 use crate::Gateway;
 use crate::auth::Caller;
@@ -71,6 +73,21 @@ impl Connection {
     pub fn leave(&self, session: SessionId, socket: &SocketRef) {
         self.joined().sessions.retain(|joined| *joined != session);
         self.gateway.rooms.leave(session, socket);
+    }
+
+    /// Ends the connection when the token does: it is in no room then, and told that the server
+    /// ended it, which keeps the client from coming back with the same token.
+    pub fn end_with_token(connection: &Arc<Self>, socket: &SocketRef) -> Option<AbortHandle> {
+        let left = connection.caller.expires_at? - OffsetDateTime::now_utc();
+        let (connection, socket) = (Arc::clone(connection), socket.clone());
+        let end = async move {
+            tokio::time::sleep(left.try_into().unwrap_or_default()).await;
+            connection.close(&socket);
+            if socket.clone().disconnect().is_err() {
+                cut::cut(&socket);
+            }
+        };
+        Some(tokio::spawn(end).abort_handle())
     }
 
     /// The socket is gone.

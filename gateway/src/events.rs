@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use shared::message::Sender;
 use socketioxide::SocketIo;
-use socketioxide::extract::{AckSender, SocketRef};
+use socketioxide::extract::{AckSender, SocketRef, TryData};
+use socketioxide::handler::ConnectHandler;
 
 use crate::Gateway;
+use crate::auth::{self, Handshake};
 use crate::connection::{Answer, Connection};
 use crate::error::{ClientError, ErrorCode};
 use crate::payload::RawEvent;
@@ -16,10 +18,16 @@ use crate::{send, session};
 /// Serves the default namespace.
 pub fn register(io: &SocketIo, gateway: &Arc<Gateway>) {
     let gateway = Arc::clone(gateway);
-    io.ns("/", move |socket: SocketRef| {
+    let keys = Arc::clone(&gateway);
+    // Before the connection counts: what it returns as an error is a `connect_error`.
+    let authenticate = move |socket: SocketRef, auth: TryData<Handshake>| {
+        ready(auth::authenticate(&keys, &socket, auth.0.ok()))
+    };
+    let connect = move |socket: SocketRef| {
         on_connect(&socket, &gateway);
         ready(())
-    });
+    };
+    io.ns("/", connect.with(authenticate));
 }
 
 /// Registers the handlers before anything is awaited: a client may emit at once.
@@ -28,8 +36,9 @@ pub fn register(io: &SocketIo, gateway: &Arc<Gateway>) {
 /// await run out of order, and a handler per event costs memory per socket.
 fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
     tracing::debug!(socket = %socket.id, "client connected");
-    let caller = gateway.config.caller();
+    let caller = auth::caller_of(socket, gateway);
     let connection = Arc::new(Connection::new(Arc::clone(gateway), caller));
+    let expiry = Connection::end_with_token(&connection, socket);
     let leaving = Arc::clone(&connection);
     socket.on_fallback(move |socket: SocketRef, event: RawEvent, ack: AckSender| {
         dispatch(&connection, &event, Answer::new(socket, ack, event.wants_ack));
@@ -38,6 +47,9 @@ fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
     socket.on_disconnect(move |socket: SocketRef| {
         tracing::debug!(socket = %socket.id, "client disconnected");
         leaving.close(&socket);
+        if let Some(expiry) = &expiry {
+            expiry.abort();
+        }
         ready(())
     });
 }

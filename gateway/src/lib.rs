@@ -27,6 +27,7 @@ pub mod schema;
 pub mod send;
 pub mod serve;
 pub mod session;
+pub mod token;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,10 @@
 //! The gateway's command line.
 
 use clap::{Parser, Subcommand};
+use gateway::token::TokenRole;
 use gateway::{config, ready, serve};
 use shared::lifecycle::stop_on_signal;
+use shared::settings::Span;
 
 /// Speaks Socket.IO and HTTP with visitors and agents.
 ///
@@ -16,6 +18,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Prints a token for an agent or a program, signed with the first of `JWT_SECRET`.
+    Token {
+        /// Who it is for.
+        #[arg(long)]
+        sub: String,
+        /// How long it holds: 30s, 15m, 12h, 7d.
+        #[arg(long)]
+        ttl: Span,
+        /// What it allows.
+        #[arg(long, value_enum, default_value_t = TokenRole::Admin)]
+        role: TokenRole,
+    },
     /// Asks the gateway that runs here whether it is ready; exit status 0 if it is.
     Health,
 }
@@ -37,10 +51,17 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         None => {
             let listeners = serve::bind(&config.host, config.port).await?;
+            if config.keys.is_empty() {
+                tracing::warn!("open mode: everybody who connects may do everything");
+            }
             for listener in &listeners {
                 tracing::info!("listening on http://{}", listener.local_addr()?);
             }
             gateway::run(config, listeners, stop_on_signal()?).await
+        }
+        Some(Command::Token { sub, ttl, role }) => {
+            println!("{}", config.keys.sign(&sub, role, ttl.0)?);
+            Ok(())
         }
         Some(Command::Health) => ready::ask(&config.host, config.port).await,
     }

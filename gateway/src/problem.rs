@@ -64,6 +64,10 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&self).unwrap_or_default();
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+        // RFC 9110, section 11.6.1: a 401 says how to authenticate.
+        let challenge = status == StatusCode::UNAUTHORIZED;
+        let challenge = challenge.then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
+        (status, kind, challenge, body).into_response()
     }
 }
