@@ -1,5 +1,5 @@
 //! A client in a session, as a careful browser would be one: it keeps what was not acked, comes back
-//! with `after`, reads the rest over REST when told `more`, and begins anew when told `reset`.
+//! with `after`, and reads the rest over REST when told `more`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -202,25 +202,14 @@ impl Client {
         }
         ensure!(same && answer["resumed"] == true, self.odd("init_session", answer));
         count(&self.world.tally.resumed);
-        if answer["reset"] == true {
-            self.reset(answer)?;
-        }
+        // What was shown is never unknown, also while a restored database catches up.
+        let has_none = self.seat.last.is_empty();
+        ensure!(has_none || answer["reset"] == false, self.odd("init_session", answer));
         self.room.note(&self.name, "is back");
         for message in answer["messages"].as_array().into_iter().flatten() {
             let shown = Shown::read(message).ok_or_else(|| self.odd("a message", message))?;
             self.room.missed(&mut self.seat, &shown)?;
         }
-        Ok(())
-    }
-
-    /// The id that we know is unknown there: so it is at first, and in a database that was restored.
-    fn reset(&mut self, answer: &Value) -> Result<()> {
-        if !self.seat.last.is_empty() {
-            ensure!(self.world.is_replaying(), self.odd("init_session", answer));
-            count(&self.world.tally.resets);
-            self.room.note(&self.name, "is reset");
-        }
-        (self.seat.shown, self.seat.overlap) = (0, 0);
         Ok(())
     }
 

@@ -228,9 +228,7 @@ impl Faults {
         sleep_until(taken + age).await;
         let _held = self.hold([Target::Postgres].into()).await;
         let span = self.world.spans.begin(What::Restore);
-        self.world.restored();
         self.dumps.put_back(dump).await?;
-        self.world.restored();
         // Some come back while what they have seen is not stored again yet.
         for pause in RETURNS_MS {
             sleep(Duration::from_millis(pause)).await;

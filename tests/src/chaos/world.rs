@@ -47,7 +47,6 @@ pub(super) struct World {
     /// Breakages so far.
     pub(super) broken: watch::Sender<Vec<Broken>>,
     rooms: Mutex<Vec<Arc<Room>>>,
-    restored: Mutex<Option<Instant>>,
     recoveries: Mutex<Vec<Duration>>,
     drained: Mutex<Option<Duration>>,
     /// Processes that were asked to stop and said that they could not do it well.
@@ -62,7 +61,6 @@ pub(super) struct Tally {
     pub(super) acked: AtomicU64,
     pub(super) shown: AtomicU64,
     pub(super) resumed: AtomicU64,
-    pub(super) resets: AtomicU64,
     pub(super) mores: AtomicU64,
     refused: Mutex<BTreeMap<String, u64>>,
     /// When each first ack came, and after how long.
@@ -81,7 +79,6 @@ impl World {
             leave: watch::Sender::default(),
             broken: watch::Sender::default(),
             rooms: Mutex::default(),
-            restored: Mutex::default(),
             recoveries: Mutex::default(),
             drained: Mutex::default(),
             unclean: Mutex::default(),
@@ -99,11 +96,6 @@ impl World {
 
     pub(super) fn rooms(&self) -> Vec<Arc<Room>> {
         lock(&self.rooms).clone()
-    }
-
-    /// An older dump is in the place of the database.
-    pub(super) fn restored(&self) {
-        *lock(&self.restored) = Some(Instant::now());
     }
 
     /// A full log takes sends again, so long after the persisters were back.
@@ -131,12 +123,6 @@ impl World {
 
     pub(super) fn bad_ends(&self) -> Vec<String> {
         lock(&self.unclean).clone()
-    }
-
-    /// Whether the database may still lack what clients were shown.
-    pub(super) fn is_replaying(&self) -> bool {
-        const LONGEST: Duration = Duration::from_mins(1);
-        lock(&self.restored).is_some_and(|restored| restored.elapsed() < LONGEST)
     }
 }
 
