@@ -1,7 +1,7 @@
 //! The contract between the gateway and the persister.
 //!
 //! Domain types that are parsed once at the edge ([`ids`], [`content`], [`message`]), what travels
-//! over NATS ([`request`], [`announcement`], [`subjects`], [`partition`], [`log`]), and what both
+//! over NATS ([`request`], [`announcement`], [`presence`], [`subjects`], [`partition`], [`log`]), and what both
 //! processes need to live ([`settings`], [`database`], [`nats`], [`telemetry`], [`lifecycle`]).
 //! It serves nothing and stores nothing.
 
@@ -15,6 +15,7 @@ pub mod log;
 pub mod message;
 pub mod nats;
 pub mod partition;
+pub mod presence;
 pub mod request;
 pub mod settings;
 pub mod subjects;

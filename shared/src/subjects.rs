@@ -14,6 +14,10 @@ pub const ALL_SAVED: &str = "chat.saved.>";
 pub const ALL_OPENED: &str = "chat.opened.*.*";
 /// A persister gave up partitions: whoever wants them need not wait for the next look.
 pub const RELEASED: &str = "chat.released";
+/// What gateways tell each other about their visitors.
+pub const PRESENCE: &str = "chat.presence";
+/// An agent switched a session's AI on or off.
+pub const AI_MODE: &str = "chat.ai-mode";
 
 /// Where a session's requests go.
 pub fn request(partition: Partition, session: SessionId) -> String {

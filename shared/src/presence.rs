@@ -1,0 +1,150 @@
+//! What gateways tell each other: whose visitors are connected where, and what agents switch.
+//!
+//! Each gateway counts the changes of the set of its own sessions. Whoever hears a change that does
+//! not follow the last one it knows asks for the whole set. Nothing of this is stored.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::ids::SessionId;
+
+/// Names one life of one gateway: random, made at the start of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct GatewayId(Uuid);
+
+impl GatewayId {
+    /// A new random id.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+/// Something that a gateway says to all the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presence {
+    /// Who says it.
+    pub gateway: GatewayId,
+    /// What it says.
+    pub says: Says,
+}
+
+/// What a gateway says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Says {
+    /// Visitors came or left; without any it only says that the gateway lives.
+    Changed(Changed),
+    /// A part of the whole set.
+    All(Part),
+    /// Tell me the whole set.
+    Ask(Ask),
+    /// The gateway stops, and its visitors are gone.
+    Gone,
+}
+
+/// A change of the set of a gateway's sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The change that this one follows.
+    pub since: u64,
+    /// The number of this change; equal to `since` if there is none.
+    pub revision: u64,
+    /// Sessions whose first visitor came.
+    pub came: Vec<SessionId>,
+    /// Sessions whose last visitor left.
+    pub left: Vec<SessionId>,
+}
+
+/// A part of the set of a gateway's sessions. The parts of a set follow each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Up to which change the set holds.
+    pub revision: u64,
+    /// Which part, from 0.
+    pub part: usize,
+    /// How many parts there are.
+    pub parts: usize,
+    /// The sessions.
+    pub sessions: Vec<SessionId>,
+}
+
+/// A request for whole sets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// Whose; everybody's if none is named.
+    pub of: Option<GatewayId>,
+}
+
+/// An agent switched the AI of a session on or off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AiMode {
+    /// Which session.
+    pub session_id: SessionId,
+    /// Whether the AI answers.
+    pub enabled: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    const GATEWAY: &str = "1b4e28ba-2fa1-4d2b-883f-0016d3cca427";
+    const SESSION: &str = "550e8400-e29b-41d4-a716-446655440000";
+
+    fn round_trips<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+        value: &T,
+        json: &str,
+    ) {
+        assert_eq!(serde_json::to_string(value).unwrap(), json);
+        assert_eq!(&serde_json::from_str::<T>(json).unwrap(), value);
+    }
+
+    fn session() -> SessionId {
+        SessionId::parse(SESSION).unwrap()
+    }
+
+    fn says(says: Says, json: &str) {
+        let gateway = GatewayId(GATEWAY.parse().unwrap());
+        let json = format!(r#"{{"gateway":"{GATEWAY}","says":{json}}}"#);
+        round_trips(&Presence { gateway, says }, &json);
+    }
+
+    #[test]
+    fn a_change() {
+        let changed = Changed { since: 4, revision: 5, came: vec![session()], left: vec![] };
+        let json =
+            format!(r#"{{"changed":{{"since":4,"revision":5,"came":["{SESSION}"],"left":[]}}}}"#);
+        says(Says::Changed(changed), &json);
+    }
+
+    #[test]
+    fn a_part_of_the_whole() {
+        let part = Part { revision: 5, part: 0, parts: 1, sessions: vec![session()] };
+        let json =
+            format!(r#"{{"all":{{"revision":5,"part":0,"parts":1,"sessions":["{SESSION}"]}}}}"#);
+        says(Says::All(part), &json);
+    }
+
+    #[test]
+    fn a_question_and_a_farewell() {
+        says(Says::Ask(Ask { of: None }), r#"{"ask":{"of":null}}"#);
+        let of = Some(GatewayId(GATEWAY.parse().unwrap()));
+        says(Says::Ask(Ask { of }), &format!(r#"{{"ask":{{"of":"{GATEWAY}"}}}}"#));
+        says(Says::Gone, r#""gone""#);
+    }
+
+    #[test]
+    fn a_switch() {
+        let mode = AiMode { session_id: session(), enabled: true };
+        round_trips(&mode, &format!(r#"{{"sessionId":"{SESSION}","enabled":true}}"#));
+    }
+
+    #[test]
+    fn a_session_that_is_none_is_refused() {
+        let json = r#"{"sessionId":"garbage","enabled":true}"#;
+        assert!(serde_json::from_str::<AiMode>(json).is_err());
+    }
+}
