@@ -43,6 +43,14 @@ pub enum Action {
     SendAsUser,
     /// `admin_message`.
     SendAsAdmin,
+    /// `admin-connect`, `get-sessions`, `get-all-sessions`.
+    Inbox,
+    /// `get-messages`.
+    ReadSession,
+    /// `admin-join-session`, `admin-leave-session`.
+    JoinSession,
+    /// `toggle-ai-mode`.
+    SwitchAi,
     /// `GET /api/chats`.
     ListChats,
     /// `GET /api/chats/:sessionId`.
@@ -52,10 +60,16 @@ pub enum Action {
 impl Role {
     /// The table.
     pub fn may(self, action: Action) -> bool {
-        use Action::{InitSession, ListChats, ReadChat, SendAsAdmin, SendAsUser};
+        use Action::{
+            Inbox, InitSession, JoinSession, ListChats, ReadChat, ReadSession, SendAsAdmin,
+            SendAsUser, SwitchAi,
+        };
         match (self, action) {
             (Self::Open | Self::Admin, _) | (_, InitSession | SendAsUser | ReadChat) => true,
-            (Self::Visitor | Self::Integrator, SendAsAdmin | ListChats) => false,
+            (
+                Self::Visitor | Self::Integrator,
+                SendAsAdmin | ListChats | Inbox | ReadSession | JoinSession | SwitchAi,
+            ) => false,
         }
     }
 }
@@ -162,7 +176,12 @@ mod tests {
     fn wanted(action: Action) -> [bool; 4] {
         match action {
             Action::InitSession | Action::SendAsUser | Action::ReadChat => [true; 4],
-            Action::SendAsAdmin | Action::ListChats => [true, false, false, true],
+            Action::SendAsAdmin
+            | Action::Inbox
+            | Action::ReadSession
+            | Action::JoinSession
+            | Action::SwitchAi
+            | Action::ListChats => [true, false, false, true],
         }
     }
 
@@ -170,8 +189,21 @@ mod tests {
 
     #[test]
     fn every_cell_of_the_table_is_meant() {
-        use Action::{InitSession, ListChats, ReadChat, SendAsAdmin, SendAsUser};
-        for action in [InitSession, SendAsUser, SendAsAdmin, ListChats, ReadChat] {
+        use Action::{
+            Inbox, InitSession, JoinSession, ListChats, ReadChat, ReadSession, SendAsAdmin,
+            SendAsUser, SwitchAi,
+        };
+        for action in [
+            InitSession,
+            SendAsUser,
+            SendAsAdmin,
+            Inbox,
+            ReadSession,
+            JoinSession,
+            SwitchAi,
+            ListChats,
+            ReadChat,
+        ] {
             assert_eq!(ROLES.map(|role| role.may(action)), wanted(action), "{action:?}");
         }
     }

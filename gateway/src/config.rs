@@ -13,6 +13,7 @@ use shared::telemetry::{Filter, LogFormat};
 
 use crate::auth::{Caller, Role};
 use crate::error::ClientError;
+use crate::listing::Zone;
 use crate::token::{Keys, PublicKeys, Secrets};
 
 /// Longer contents do not fit into a record of the log.
@@ -58,6 +59,11 @@ pub const OWN: &[Setting] = &[
         help: "Origins that browsers may call from, separated by commas; * is every origin",
     },
     Setting {
+        name: "INBOX_TZ",
+        default: "UTC",
+        help: "Time zone of the clock times in the agents' lists, as in Europe/Berlin",
+    },
+    Setting {
         name: "MAX_CONTENT_CHARS",
         default: "8000",
         help: "Most characters (Unicode scalar values) of a message",
@@ -86,6 +92,8 @@ pub struct Config {
     pub keys: Keys,
     /// Who may call from a browser.
     pub cors_origins: Origins,
+    /// Time zone of the clock times in the agents' lists.
+    pub inbox_zone: Zone,
     /// Most Unicode scalar values of a message.
     pub max_content_chars: usize,
     /// Most bytes of a Socket.IO packet.
@@ -193,6 +201,7 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
         port: settings.number("PORT", 0..=u16::MAX),
         keys: keys(&mut settings),
         cors_origins: settings.get("CORS_ORIGINS"),
+        inbox_zone: settings.get("INBOX_TZ"),
         max_content_chars: settings.number("MAX_CONTENT_CHARS", 1..=CONTENT_CHARS_MAX),
         max_payload_bytes: settings
             .number("MAX_PAYLOAD_BYTES", PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX),

@@ -10,10 +10,11 @@ use time::OffsetDateTime;
 use tokio::task::AbortHandle;
 
 use crate::Gateway;
-use crate::auth::Caller;
+use crate::auth::{Caller, Role};
 use crate::cut;
 use crate::error::ClientError;
-use crate::lane::Lane;
+use crate::inbox::InboxJob;
+use crate::lane::{Job, Lane};
 use crate::send::SendJob;
 use crate::session::SessionJob;
 
@@ -22,9 +23,9 @@ const SENDS_MAX: usize = 4_096;
 /// Bytes of the sends that wait.
 const SEND_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Joins and reads that wait at a time.
-const SESSION_JOBS_MAX: usize = 64;
+const READS_MAX: usize = 64;
 /// Bytes of the joins and reads that wait.
-const SESSION_BYTES_MAX: usize = 256 * 1024;
+const READ_BYTES_MAX: usize = 256 * 1024;
 
 /// What the gateway keeps of a connected socket.
 pub struct Connection {
@@ -35,15 +36,50 @@ pub struct Connection {
     /// Sends, published in the order they arrived.
     pub sends: Arc<Lane<SendJob>>,
     /// Joins and reads: a slow one never holds up a send.
-    pub sessions: Arc<Lane<SessionJob>>,
+    pub reads: Arc<Lane<ReadJob>>,
     joined: Mutex<Joined>,
 }
 
 /// The rooms of a socket.
 #[derive(Default)]
 struct Joined {
-    sessions: Vec<SessionId>,
+    rooms: Vec<Room>,
+    inbox: bool,
     closed: bool,
+}
+
+/// A room that a socket is in.
+struct Room {
+    session: SessionId,
+    /// Whether the socket counts as the session's visitor.
+    visited: bool,
+}
+
+/// A join or a read that waits for its turn.
+pub enum ReadJob {
+    /// `init_session`.
+    Session(SessionJob),
+    /// An event of an inbox.
+    Inbox(InboxJob),
+}
+
+impl Job for ReadJob {
+    async fn run(self) {
+        match self {
+            Self::Session(job) => job.run().await,
+            Self::Inbox(job) => job.run().await,
+        }
+    }
+}
+
+impl ReadJob {
+    /// Answers with an error instead.
+    pub fn give_up(self, error: &ClientError) {
+        match self {
+            Self::Session(job) => job.give_up(error),
+            Self::Inbox(job) => job.give_up(error),
+        }
+    }
 }
 
 impl Connection {
@@ -53,7 +89,7 @@ impl Connection {
             gateway,
             caller,
             sends: Arc::new(Lane::new(SENDS_MAX, SEND_BYTES_MAX)),
-            sessions: Arc::new(Lane::new(SESSION_JOBS_MAX, SESSION_BYTES_MAX)),
+            reads: Arc::new(Lane::new(READS_MAX, READ_BYTES_MAX)),
             joined: Mutex::default(),
         }
     }
@@ -64,14 +100,17 @@ impl Connection {
         let mut joined = self.joined();
         let new = !joined.closed && self.gateway.rooms.join(session, socket);
         if new {
-            joined.sessions.push(session);
+            joined.rooms.push(Room { session, visited: false });
         }
         new
     }
 
     /// Leaves a session's room.
     pub fn leave(&self, session: SessionId, socket: &SocketRef) {
-        self.joined().sessions.retain(|joined| *joined != session);
+        let mut joined = self.joined();
+        for room in joined.rooms.extract_if(.., |room| room.session == session) {
+            self.end_visit(&room);
+        }
         self.gateway.rooms.leave(session, socket);
     }
 
@@ -90,12 +129,52 @@ impl Connection {
         Some(tokio::spawn(end).abort_handle())
     }
 
+    /// Whoever opened the session, or came back to it, is its visitor while it is connected: an agent
+    /// is not, nor an inbox.
+    pub fn visit(&self, session: SessionId) {
+        let mut joined = self.joined();
+        if joined.inbox || !matches!(self.caller.role, Role::Open | Role::Visitor) {
+            return;
+        }
+        let room = joined.rooms.iter_mut().find(|room| room.session == session && !room.visited);
+        if let Some(room) = room {
+            room.visited = true;
+            self.gateway.presence.came(session);
+            self.gateway.inboxes.changed();
+        }
+    }
+
+    /// From now on the socket is an inbox, and nobody's visitor.
+    pub fn become_inbox(&self, socket: &SocketRef) {
+        let mut joined = self.joined();
+        if joined.closed {
+            return;
+        }
+        joined.inbox = true;
+        for room in &mut joined.rooms {
+            self.end_visit(room);
+            room.visited = false;
+        }
+        self.gateway.inboxes.add(socket);
+    }
+
+    fn end_visit(&self, room: &Room) {
+        if room.visited {
+            self.gateway.presence.left(room.session);
+            self.gateway.inboxes.changed();
+        }
+    }
+
     /// The socket is gone.
     pub fn close(&self, socket: &SocketRef) {
         let mut joined = self.joined();
         joined.closed = true;
-        for session in std::mem::take(&mut joined.sessions) {
-            self.gateway.rooms.leave(session, socket);
+        if joined.inbox {
+            self.gateway.inboxes.remove(socket);
+        }
+        for room in std::mem::take(&mut joined.rooms) {
+            self.end_visit(&room);
+            self.gateway.rooms.leave(room.session, socket);
         }
         cut::forget(socket);
     }
@@ -138,7 +217,7 @@ impl Answer {
     }
 
     /// Emits an event to the client alone.
-    pub fn emit<T: Serialize>(&self, event: &str, data: &T) {
+    pub fn emit<T: Serialize + ?Sized>(&self, event: &str, data: &T) {
         check(&self.socket, self.socket.emit(event, data));
     }
 }

@@ -123,7 +123,7 @@ impl Delivery {
         if !position.is_within(self.gateway.positions.of_or_begin(partition, before)) {
             self.gateway.positions.advance(partition, position);
             if let Some((session, message)) = message {
-                self.gateway.rooms.emit(session, &message);
+                self.gateway.emit(session, &message);
             }
         }
     }
@@ -178,7 +178,7 @@ impl Delivery {
         if let (Some(session), Some(json), Some(position)) =
             (session, json, stored.message.position())
         {
-            self.gateway.rooms.emit(session, &Saved { position, json: json.into() });
+            self.gateway.emit(session, &Saved { position, json: json.into() });
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::auth::{self, Handshake};
 use crate::connection::{Answer, Connection};
 use crate::error::{ClientError, ErrorCode};
 use crate::payload::RawEvent;
-use crate::{send, session};
+use crate::{inbox, send, session};
 
 /// Serves the default namespace.
 pub fn register(io: &SocketIo, gateway: &Arc<Gateway>) {
@@ -59,6 +59,13 @@ fn dispatch(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
         "init_session" => session::on_init_session(connection, event, answer),
         "user_message" => send::on_send(connection, Sender::User, event, answer),
         "admin_message" => send::on_send(connection, Sender::Admin, event, answer),
+        "admin-connect" => inbox::on_connect(connection, event, answer),
+        "get-sessions" => inbox::on_get_sessions(connection, event, answer),
+        "get-all-sessions" => inbox::on_get_all_sessions(connection, event, answer),
+        "get-messages" => inbox::on_get_messages(connection, event, answer),
+        "admin-join-session" => inbox::on_join(connection, event, answer),
+        "admin-leave-session" => inbox::on_leave(connection, event, answer),
+        "toggle-ai-mode" => inbox::on_toggle_ai_mode(connection, event, answer),
         _ => answer.refuse(&ClientError::new(ErrorCode::InvalidPayload, "there is no such event")),
     }
 }

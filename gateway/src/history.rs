@@ -1,5 +1,7 @@
 //! All SQL of the gateway: it only reads, from the primary, by a pool of its own.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
@@ -10,7 +12,9 @@ use shared::partition::Partition;
 use shared::timestamp::Timestamp;
 use sqlx::postgres::{PgPool, PgPoolOptions, PgRow};
 use sqlx::{FromRow, Row};
-use time::PrimitiveDateTime;
+use time::{OffsetDateTime, PrimitiveDateTime};
+
+use crate::listing::LAST_CHARS;
 
 /// Connections unless the URL's `connection_limit` says otherwise.
 const CONNECTIONS: u32 = 8;
@@ -20,6 +24,11 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 const STATEMENT_TIMEOUT_MS: u32 = 10_000;
 /// Bound of a statement as seen from here: a cut network answers nothing.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
+
+const NANOS_PER_MILLI: i128 = 1_000_000;
+/// Characters of a last message that are read: one more than shown tells that it was cut.
+#[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+const LAST_CHARS_READ: i32 = LAST_CHARS as i32 + 1;
 
 const SESSION_EXISTS: &str = r#"SELECT EXISTS (SELECT FROM "ChatSession" WHERE "sessionId" = $1)"#;
 
@@ -70,6 +79,51 @@ const MESSAGES_OF: &str = r#"
     ) m
     WHERE s."ord" >= $2
     ORDER BY s."ord", m."seq" LIMIT $4"#;
+
+/// The newest messages of a session, or the newest before one of them; oldest first.
+const LATEST: &str = r#"
+    SELECT * FROM (
+        SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
+               m."logEpoch", m."logSequence"
+        FROM "Message" m
+        WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+          AND m."seq" < CASE WHEN $2::text IS NULL THEN 9223372036854775807 ELSE (
+              SELECT known."seq" FROM "Message" known
+              JOIN "ChatSession" s ON s."id" = known."chatSessionId"
+              WHERE known."id" = $2 AND s."sessionId" = $1
+          ) END
+        ORDER BY m."seq" DESC LIMIT $3
+    ) latest
+    ORDER BY "seq""#;
+
+/// These sessions as inboxes list them, in this order. `LIMIT` keeps it at one look into an index per
+/// session, however many are stored.
+pub const LISTED: &str = r#"
+    SELECT s."id", s."sessionId", s."createdAt", last."lastSender", last."lastContent", last."lastAt"
+    FROM unnest($1::text[]) WITH ORDINALITY AS wanted ("sessionId", "ord")
+    CROSS JOIN LATERAL (
+        SELECT c."id", c."sessionId", c."createdAt" FROM "ChatSession" c
+        WHERE c."sessionId" = wanted."sessionId" LIMIT 1
+    ) s
+    LEFT JOIN LATERAL (
+        SELECT m."sender" AS "lastSender", left(m."content", $2) AS "lastContent", m."createdAt" AS "lastAt"
+        FROM "Message" m WHERE m."chatSessionId" = s."id" ORDER BY m."seq" DESC LIMIT 1
+    ) last ON true
+    ORDER BY wanted."ord""#;
+
+/// A page of sessions as inboxes list them, newest first.
+pub const NEWEST: &str = r#"
+    SELECT s."id", s."sessionId", s."createdAt", last."lastSender", last."lastContent", last."lastAt"
+    FROM (
+        SELECT "id", "sessionId", "createdAt" FROM "ChatSession"
+        WHERE ("createdAt", "id") < (coalesce($1::timestamp, 'infinity'), $2)
+        ORDER BY "createdAt" DESC, "id" DESC LIMIT $3
+    ) s
+    LEFT JOIN LATERAL (
+        SELECT m."sender" AS "lastSender", left(m."content", $4) AS "lastContent", m."createdAt" AS "lastAt"
+        FROM "Message" m WHERE m."chatSessionId" = s."id" ORDER BY m."seq" DESC LIMIT 1
+    ) last ON true
+    ORDER BY s."createdAt" DESC, s."id" DESC"#;
 
 /// Where each partition stands: its epoch and its last stored message.
 const POSITIONS: &str = r#"
@@ -218,6 +272,62 @@ impl<T> Snapshot<T> {
     }
 }
 
+/// A session as inboxes list it.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct ListedSession {
+    /// Primary key.
+    pub id: String,
+    /// What clients call it.
+    pub session_id: String,
+    /// When it was opened.
+    pub created_at: PrimitiveDateTime,
+    /// Who spoke last.
+    pub last_sender: Option<String>,
+    /// The beginning of what was said last: one character more than is shown.
+    pub last_content: Option<String>,
+    /// When that was said.
+    pub last_at: Option<PrimitiveDateTime>,
+}
+
+impl ListedSession {
+    /// For the page that follows.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { created_at: self.created_at, id: self.id.clone() }
+    }
+}
+
+/// Where a page of sessions ended; opaque text for clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    created_at: PrimitiveDateTime,
+    id: String,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.created_at.assume_utc().unix_timestamp_nanos() / NANOS_PER_MILLI;
+        write!(f, "{millis}_{}", self.id)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const INVALID: &str = "cursor must be a nextCursor that was given before";
+        let (millis, id) = text.split_once('_').ok_or(INVALID)?;
+        let nanos = i128::from(millis.parse::<i64>().map_err(|_| INVALID)?) * NANOS_PER_MILLI;
+        let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| INVALID)?;
+        // Postgres refuses U+0000 in a text, and knows no earlier year.
+        if id.contains('\0') || time.year() < -4_700 {
+            return Err(INVALID);
+        }
+        let created_at = PrimitiveDateTime::new(time.date(), time.time());
+        Ok(Self { created_at, id: id.to_owned() })
+    }
+}
+
 impl History {
     /// Prepares the pool; connects when first used.
     pub fn connect(database: &Database) -> Self {
@@ -316,6 +426,41 @@ impl History {
         answered(query.fetch_all(&self.pool)).await
     }
 
+    /// At most `limit` messages of a session, the newest or those before one of them, oldest first.
+    pub async fn latest(
+        &self,
+        session: SessionId,
+        before: Option<&str>,
+        limit: u16,
+    ) -> sqlx::Result<Vec<StoredMessage>> {
+        // Postgres refuses U+0000 in a text: no message can have such an id.
+        let before = before.map(|id| if id.contains('\0') { "" } else { id }.to_owned());
+        let query =
+            sqlx::query_as(LATEST).bind(session.to_string()).bind(before).bind(i64::from(limit));
+        answered(query.fetch_all(&self.pool)).await
+    }
+
+    /// Those of these sessions that are stored, in this order, as inboxes list them.
+    pub async fn listed(&self, sessions: &[SessionId]) -> sqlx::Result<Vec<ListedSession>> {
+        let sessions: Vec<_> = sessions.iter().map(SessionId::to_string).collect();
+        let query = sqlx::query_as(LISTED).bind(sessions).bind(LAST_CHARS_READ);
+        answered(query.fetch_all(&self.pool)).await
+    }
+
+    /// At most `limit` sessions after the given one, newest first, as inboxes list them.
+    pub async fn newest(
+        &self,
+        after: Option<&Cursor>,
+        limit: u16,
+    ) -> sqlx::Result<Vec<ListedSession>> {
+        let query = sqlx::query_as(NEWEST)
+            .bind(after.map(|cursor| cursor.created_at))
+            .bind(after.map(|cursor| cursor.id.clone()).unwrap_or_default())
+            .bind(i64::from(limit))
+            .bind(LAST_CHARS_READ);
+        answered(query.fetch_all(&self.pool)).await
+    }
+
     /// Where every partition stands.
     pub async fn positions(&self) -> sqlx::Result<Vec<(Partition, Position)>> {
         let rows: Vec<(i16, i64, i64)> =
@@ -346,4 +491,21 @@ impl History {
 /// Bounds the wait for an answer.
 async fn answered<T>(query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     tokio::time::timeout(ANSWER_TIMEOUT, query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn a_cursor_round_trips_and_nothing_else_is_one() {
+        let cursor = Cursor { created_at: datetime!(2024-12-13 09:41:05.999), id: "cm4_x".into() };
+        assert_eq!(cursor.to_string(), "1734082865999_cm4_x");
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        for text in ["", "x", "1734082865999", "x_y", "1_\0", "9223372036854775807_x", "-1e3_x"] {
+            assert!(text.parse::<Cursor>().is_err(), "{text:?}");
+        }
+    }
 }

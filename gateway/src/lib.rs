@@ -2,8 +2,10 @@
 //! persisters. It never writes to Postgres.
 //!
 //! One message's way: [`events`] takes it from a socket, [`send`] checks it, [`publisher`] puts it
-//! into the log; once it is stored, [`delivery`] hears of it and [`rooms`] emits it.
+//! into the log; once it is stored, [`delivery`] hears of it and [`rooms`] emits it. Agents see all sessions
+//! in their [`inboxes`]; [`presence`] is who is connected, here or to another gateway.
 
+pub mod ai_mode;
 pub mod auth;
 pub mod chats;
 pub mod client_info;
@@ -14,10 +16,16 @@ pub mod delivery;
 pub mod error;
 pub mod events;
 pub mod history;
+pub mod inbox;
+pub mod inboxes;
 pub mod known;
 pub mod lane;
+pub mod listing;
+pub mod lists;
 pub mod opened;
 pub mod payload;
+pub mod peers;
+pub mod presence;
 pub mod problem;
 pub mod publisher;
 pub mod ready;
@@ -32,19 +40,25 @@ pub mod token;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared::ids::SessionId;
 use shared::lifecycle::Stop;
 use shared::log;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use crate::ai_mode::AiModes;
 use crate::config::Config;
 use crate::delivery::{Delivery, Positions};
 use crate::history::History;
+use crate::inboxes::Inboxes;
 use crate::known::KnownSessions;
+use crate::lists::Lists;
 use crate::opened::OpenedSessions;
+use crate::peers::Peers;
+use crate::presence::Presence;
 use crate::publisher::Publisher;
 use crate::ready::Readiness;
-use crate::rooms::Rooms;
+use crate::rooms::{Rooms, Saved};
 
 /// Longest wait for the sends that are on their way when the stop comes; their acks have a bound of
 /// their own below it.
@@ -68,6 +82,23 @@ pub struct Gateway {
     pub opened: OpenedSessions,
     /// What is stored.
     pub history: History,
+    /// Which sessions are active.
+    pub presence: Presence,
+    /// The agents who hear of every session.
+    pub inboxes: Inboxes,
+    /// Where lists of sessions are asked for.
+    pub lists: Lists,
+    /// The way of switches to all inboxes.
+    pub ai_modes: AiModes,
+}
+
+impl Gateway {
+    /// Gives a saved message to everybody who should see it.
+    fn emit(&self, session: SessionId, saved: &Saved) {
+        self.rooms.emit(session, saved);
+        self.presence.said(session);
+        self.inboxes.saved(session, saved);
+    }
 }
 
 /// Runs a gateway on these listeners until it is stopped.
@@ -78,7 +109,7 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> any
     let started = Stop::new();
     let starting = routes::starting(&config.cors_origins);
     let starting = tokio::spawn(serve::serve(listeners.clone(), starting, started.clone()));
-    let (nats, _) = shared::nats::connect(&config.nats, "gateway").await?;
+    let (nats, disturbances) = shared::nats::connect(&config.nats, "gateway").await?;
     let history = History::connect(&config.database);
     let jetstream = async_nats::jetstream::new(nats.clone());
     let readiness = Readiness::new(nats.clone(), history.clone());
@@ -87,6 +118,7 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> any
     };
     let Some(()) = schema::wait(&history, &stop).await? else { return Ok(()) };
 
+    let (lists, asked) = Lists::new();
     let gateway = Arc::new(Gateway {
         rooms: Rooms::default(),
         positions: Positions::default(),
@@ -94,15 +126,23 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> any
         known: KnownSessions::new(history.clone(), log.clone(), config.log.partitions),
         opened: OpenedSessions::default(),
         history,
+        presence: Presence::default(),
+        inboxes: Inboxes::default(),
+        lists,
+        ai_modes: AiModes::new(nats.clone()),
         config,
     });
     let Some(delivery) = Delivery::start(&gateway, &nats, &log, &stop).await? else {
         return Ok(());
     };
+    let peers = Peers::start(&gateway, &nats, disturbances).await?;
     let delivering = Stop::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(delivery.run(delivering.clone()));
     tasks.spawn(opened::listen(gateway.clone(), nats.clone(), delivering.clone()));
+    tasks.spawn(ai_mode::listen(gateway.clone(), nats.clone(), delivering.clone()));
+    tasks.spawn(lists::make(gateway.clone(), asked, delivering.clone()));
+    tasks.spawn(peers.run(delivering.clone()));
 
     let (router, io) = routes::router(&gateway, readiness);
     started.cancel();

@@ -46,6 +46,7 @@ pub async fn listen(gateway: Arc<Gateway>, client: Client, stop: Stop) -> anyhow
     while let Some(Some(message)) = stop.run_until_cancelled(stored.next()).await {
         if let Some((_, session)) = subjects::parse(&message.subject) {
             gateway.opened.stored(session);
+            gateway.inboxes.changed();
         }
     }
     anyhow::ensure!(stop.is_cancelled(), "the subscription to stored sessions ended");

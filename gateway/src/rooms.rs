@@ -71,11 +71,15 @@ impl Rooms {
         }
     }
 
-    /// From now on holds back what is emitted to a member, until [`Rooms::resume`].
-    pub fn hold(&self, session: SessionId, socket: &SocketRef) {
-        self.with_member(session, socket, |member| {
-            member.resuming.get_or_insert_default().held.get_or_insert_default();
-        });
+    /// From now on holds back what is emitted to a member, until [`Rooms::resume`]; `false` if it is
+    /// no member, or was held back before.
+    pub fn hold(&self, session: SessionId, socket: &SocketRef) -> bool {
+        let mut rooms = self.lock();
+        let Some(member) = member(&mut rooms, session, socket) else { return false };
+        let resuming = member.resuming.get_or_insert_default();
+        let new = resuming.held.is_none();
+        resuming.held.get_or_insert_default();
+        new
     }
 
     /// Ends the holding back: `give` gives the socket what it missed, so that it has everything up to
@@ -99,13 +103,17 @@ impl Rooms {
     }
 
     fn let_go(&self, session: SessionId, socket: &SocketRef, act: impl FnOnce(&mut Resuming)) {
-        let kept = self.with_member(session, socket, |member| {
-            let resuming = member.resuming.get_or_insert_default();
-            act(resuming);
-            let held = resuming.held.take().unwrap_or_default();
-            held.into_iter().all(|saved| member.take(&saved))
-        });
-        if kept == Some(false) {
+        let mut rooms = self.lock();
+        let Some(member) = member(&mut rooms, session, socket) else {
+            // It left meanwhile, and is answered all the same.
+            return act(&mut Resuming::default());
+        };
+        let resuming = member.resuming.get_or_insert_default();
+        act(resuming);
+        let held = resuming.held.take().unwrap_or_default();
+        let kept = held.into_iter().all(|saved| member.take(&saved));
+        drop(rooms);
+        if !kept {
             cut::cut(socket);
         }
     }
@@ -123,21 +131,17 @@ impl Rooms {
         }
     }
 
-    fn with_member<T>(
-        &self,
-        session: SessionId,
-        socket: &SocketRef,
-        act: impl FnOnce(&mut Member) -> T,
-    ) -> Option<T> {
-        let mut rooms = self.lock();
-        let member =
-            rooms.get_mut(&session)?.iter_mut().find(|member| member.socket.id == socket.id)?;
-        Some(act(member))
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<Member>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn member<'a>(
+    rooms: &'a mut HashMap<SessionId, Vec<Member>>,
+    session: SessionId,
+    socket: &SocketRef,
+) -> Option<&'a mut Member> {
+    rooms.get_mut(&session)?.iter_mut().find(|member| member.socket.id == socket.id)
 }
 
 impl Member {

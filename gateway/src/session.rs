@@ -12,7 +12,7 @@ use shared::request::{NewSession, Request};
 use crate::Gateway;
 use crate::auth::Action;
 use crate::client_info;
-use crate::connection::{Answer, Connection};
+use crate::connection::{Answer, Connection, ReadJob};
 use crate::error::ClientError;
 use crate::history::{Snapshot, StoredMessage};
 use crate::known::Known;
@@ -98,7 +98,7 @@ pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, answer: A
         connection.gateway.rooms.hold(session, &answer.socket);
     }
     let job = SessionJob { connection: Arc::clone(connection), answer, given, session, resume };
-    if let Err(job) = connection.sessions.push(job, event.bytes()) {
+    if let Err(job) = connection.reads.push(ReadJob::Session(job), event.bytes()) {
         job.give_up(&ClientError::overloaded());
     }
 }
@@ -130,6 +130,7 @@ impl SessionJob {
         match self.ask_for(session).await {
             Ok(()) => {
                 gateway.known.remember(session);
+                self.connection.visit(session);
                 tokio::time::timeout(OPENED_TIMEOUT, stored).await.ok();
                 gateway.opened.forget(session);
                 self.joined(session, false);
@@ -163,6 +164,7 @@ impl SessionJob {
         match missed(&self.connection.gateway, session, after).await {
             Ok(Some(missed)) => {
                 let connection = Arc::clone(&self.connection);
+                connection.visit(session);
                 let socket = self.answer.socket.clone();
                 connection
                     .gateway
@@ -189,6 +191,7 @@ impl SessionJob {
     }
 
     fn joined(self, session_id: SessionId, resumed: bool) {
+        self.connection.visit(session_id);
         self.answer.send(&Joined {
             session_id,
             resumed,
@@ -199,7 +202,7 @@ impl SessionJob {
     }
 
     /// Answers with an error; the socket is in the room if it was before.
-    fn give_up(self, error: &ClientError) {
+    pub fn give_up(self, error: &ClientError) {
         if let (Some(session), Some(resume)) = (self.session, &self.resume) {
             if resume.new {
                 self.connection.leave(session, &self.answer.socket);

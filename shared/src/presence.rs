@@ -68,6 +68,13 @@ pub struct Part {
     pub sessions: Vec<SessionId>,
 }
 
+impl Part {
+    /// Whether `next` is the part that comes after this one.
+    pub fn is_before(&self, next: &Self) -> bool {
+        (next.revision, next.part, next.parts) == (self.revision, self.part + 1, self.parts)
+    }
+}
+
 /// A request for whole sets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {

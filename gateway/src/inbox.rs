@@ -1,0 +1,292 @@
+//! The events of an agent's inbox.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use shared::ids::SessionId;
+use shared::message::Sender;
+use shared::presence::AiMode;
+use shared::timestamp::Timestamp;
+
+use crate::auth::Action;
+use crate::connection::{Answer, Connection, ReadJob};
+use crate::error::{ClientError, ErrorCode};
+use crate::history::StoredMessage;
+use crate::known::Known;
+use crate::lane::Job;
+use crate::lists::{NEWEST, Wanted};
+use crate::payload::RawEvent;
+
+/// Most messages of `messages-history`; older ones are asked for with `before`.
+const MESSAGES_MAX: u16 = 500;
+/// Most sessions of a page.
+const PAGE_MAX: u16 = 500;
+
+/// What is asked for in `get-all-sessions`.
+#[derive(Deserialize)]
+struct Page {
+    limit: Option<u16>,
+    cursor: Option<String>,
+}
+
+/// What most of these events name.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Named {
+    session_id: String,
+    before: Option<String>,
+}
+
+/// `toggle-ai-mode`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Switch {
+    session_id: String,
+    enabled: bool,
+}
+
+/// The session that the socket is in, or not any more.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Place {
+    session_id: SessionId,
+}
+
+/// A message of `messages-history`: exactly these keys, in this order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HistoryMessage<'a> {
+    id: &'a str,
+    message: &'a str,
+    is_admin: bool,
+    #[serde(rename = "isAI")]
+    is_ai: bool,
+    sender: &'a str,
+    timestamp: Timestamp,
+}
+
+/// The ack of `get-messages`.
+#[derive(Serialize)]
+struct Messages<'a> {
+    messages: &'a [HistoryMessage<'a>],
+}
+
+/// An event of an inbox that waits for its turn.
+pub struct InboxJob {
+    connection: Arc<Connection>,
+    answer: Answer,
+    task: Task,
+}
+
+enum Task {
+    List(Wanted),
+    Messages { session: SessionId, before: Option<String> },
+    Join { session: SessionId, new: bool },
+    Switch(AiMode),
+}
+
+/// `admin-connect`: this socket becomes an inbox, at once, and is given the active sessions.
+pub fn on_connect(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
+    if let Err(error) = connection.caller.may(Action::Inbox) {
+        return answer.refuse(&error);
+    }
+    connection.become_inbox(&answer.socket);
+    push(connection, event, answer, Task::List(Wanted::Active));
+}
+
+/// `get-sessions`: gives the active sessions.
+pub fn on_get_sessions(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
+    match connection.caller.may(Action::Inbox) {
+        Ok(()) => push(connection, event, answer, Task::List(Wanted::Active)),
+        Err(error) => answer.refuse(&error),
+    }
+}
+
+/// `get-all-sessions`: gives the active and the newest sessions, or a page of all.
+pub fn on_get_all_sessions(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
+    let wanted = optional(connection, event, Action::Inbox).and_then(|page| match page {
+        None | Some(Page { limit: None, cursor: None }) => Ok(Wanted::All),
+        Some(Page { limit, cursor }) => Ok(Wanted::Page {
+            after: cursor.map(|text| text.parse()).transpose().map_err(invalid)?,
+            limit: limit.map_or(Ok(NEWEST), check_limit)?,
+        }),
+    });
+    match wanted {
+        Ok(wanted) => push(connection, event, answer, Task::List(wanted)),
+        Err(error) => answer.refuse(&error),
+    }
+}
+
+/// `get-messages`: gives the newest messages of a session, or those before one of them.
+pub fn on_get_messages(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
+    let named = named(connection, event, Action::ReadSession);
+    match named.and_then(|named| Ok((parse(&named.session_id)?, named.before))) {
+        Ok((session, before)) => {
+            push(connection, event, answer, Task::Messages { session, before });
+        }
+        Err(error) => answer.refuse(&error),
+    }
+}
+
+/// `admin-join-session`: the room is joined at once, what the agent sends next must find it there.
+pub fn on_join(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
+    let named = named(connection, event, Action::JoinSession);
+    match named.and_then(|named| parse(&named.session_id)) {
+        Ok(session) => {
+            let new = connection.join(session, &answer.socket);
+            push(connection, event, answer, Task::Join { session, new });
+        }
+        Err(error) => answer.refuse(&error),
+    }
+}
+
+/// `admin-leave-session`.
+pub fn on_leave(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
+    let named = named(connection, event, Action::JoinSession);
+    match named.and_then(|named| parse(&named.session_id)) {
+        Ok(session_id) => {
+            connection.leave(session_id, &answer.socket);
+            answer.send(&Place { session_id });
+        }
+        Err(error) => answer.refuse(&error),
+    }
+}
+
+/// `toggle-ai-mode`: relayed to all inboxes.
+pub fn on_toggle_ai_mode(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
+    let switch = optional::<Switch>(connection, event, Action::SwitchAi);
+    let mode = switch.and_then(|switch| {
+        let switch =
+            switch.ok_or_else(|| invalid("an object with sessionId and enabled is missing"))?;
+        Ok(AiMode { session_id: parse(&switch.session_id)?, enabled: switch.enabled })
+    });
+    match mode {
+        Ok(mode) => push(connection, event, answer, Task::Switch(mode)),
+        Err(error) => answer.refuse(&error),
+    }
+}
+
+fn optional<T: DeserializeOwned>(
+    connection: &Connection,
+    event: &RawEvent,
+    action: Action,
+) -> Result<Option<T>, ClientError> {
+    connection.caller.may(action)?;
+    event.object().map_err(|error| invalid(&error.to_string()))
+}
+
+fn named(connection: &Connection, event: &RawEvent, action: Action) -> Result<Named, ClientError> {
+    optional(connection, event, action)?
+        .ok_or_else(|| invalid("an object with sessionId is missing"))
+}
+
+fn parse(session: &str) -> Result<SessionId, ClientError> {
+    SessionId::parse(session).map_err(|_| ClientError::session_not_found())
+}
+
+fn check_limit(limit: u16) -> Result<u16, ClientError> {
+    match limit {
+        1..=PAGE_MAX => Ok(limit),
+        _ => Err(invalid(&format!("limit must be from 1 to {PAGE_MAX}"))),
+    }
+}
+
+fn invalid(text: &str) -> ClientError {
+    ClientError::new(ErrorCode::InvalidPayload, text)
+}
+
+fn push(connection: &Arc<Connection>, event: &RawEvent, answer: Answer, task: Task) {
+    let job = InboxJob { connection: Arc::clone(connection), answer, task };
+    if let Err(job) = connection.reads.push(ReadJob::Inbox(job), event.bytes()) {
+        job.give_up(&ClientError::overloaded());
+    }
+}
+
+impl Job for InboxJob {
+    async fn run(self) {
+        let Self { connection, answer, task } = self;
+        match task {
+            Task::List(wanted) => connection.gateway.lists.give(wanted, answer).await,
+            Task::Messages { session, before } => {
+                messages(&connection, answer, session, before).await;
+            }
+            Task::Join { session, new } => match connection.gateway.known.check(session).await {
+                Known::Yes | Known::Unsure => answer.send(&Place { session_id: session }),
+                Known::No => {
+                    if new {
+                        connection.leave(session, &answer.socket);
+                    }
+                    answer.refuse(&ClientError::session_not_found());
+                }
+            },
+            Task::Switch(mode) => match switch(&connection, &mode).await {
+                Ok(()) => answer.send(&mode),
+                Err(error) => answer.refuse(&error),
+            },
+        }
+    }
+}
+
+impl InboxJob {
+    /// Answers with an error; the socket is in the room if it was before.
+    pub fn give_up(self, error: &ClientError) {
+        if let Task::Join { session, new: true } = self.task {
+            self.connection.leave(session, &self.answer.socket);
+        }
+        self.answer.refuse(error);
+    }
+}
+
+async fn switch(connection: &Connection, mode: &AiMode) -> Result<(), ClientError> {
+    match connection.gateway.known.check(mode.session_id).await {
+        Known::Yes | Known::Unsure => connection.gateway.ai_modes.switch(mode).await,
+        Known::No => Err(ClientError::session_not_found()),
+    }
+}
+
+/// Gives a history. To a socket in the room what is said meanwhile comes behind, and nothing twice.
+async fn messages(
+    connection: &Connection,
+    answer: Answer,
+    session: SessionId,
+    before: Option<String>,
+) {
+    let (rooms, socket) = (&connection.gateway.rooms, answer.socket.clone());
+    let holds = before.is_none() && rooms.hold(session, &socket);
+    let read = connection.gateway.history.latest(session, before.as_deref(), MESSAGES_MAX).await;
+    match read {
+        Ok(messages) if holds => {
+            let has = messages.iter().filter_map(StoredMessage::position).next_back();
+            rooms.resume(session, &socket, has, || give(answer, &messages));
+        }
+        Ok(messages) => give(answer, &messages),
+        Err(error) => {
+            tracing::warn!(%error, "a history cannot be read");
+            if holds {
+                rooms.release(session, &socket);
+            }
+            answer.refuse(&ClientError::unavailable());
+        }
+    }
+}
+
+fn give(answer: Answer, messages: &[StoredMessage]) {
+    let messages: Vec<_> = messages.iter().map(HistoryMessage::new).collect();
+    answer.emit("messages-history", &messages);
+    answer.send(&Messages { messages: &messages });
+}
+
+impl<'a> HistoryMessage<'a> {
+    fn new(stored: &'a StoredMessage) -> Self {
+        let message = stored.to_message();
+        Self {
+            id: message.id,
+            message: message.content,
+            is_admin: message.sender == Sender::Admin.as_str(),
+            is_ai: message.is_ai,
+            sender: message.sender,
+            timestamp: message.created_at,
+        }
+    }
+}
