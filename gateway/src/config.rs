@@ -1,6 +1,6 @@
 //! The gateway's settings.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use axum::http::HeaderValue;
 use shared::database::Database;
 use shared::log::LogSettings;
 use shared::nats::NatsUrl;
-use shared::settings::{self, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, Switch};
+use shared::settings::{self, Address, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, Switch};
 use shared::telemetry::{Filter, LogFormat};
 
 use crate::auth::{Caller, Role};
@@ -31,6 +31,11 @@ pub const OWN: &[Setting] = &[
         help: "Address to listen on; localhost is 127.0.0.1 and ::1, 0.0.0.0 or :: is every address",
     },
     Setting { name: "PORT", default: "4000", help: "Port to listen on" },
+    Setting {
+        name: "OPS_ADDRESS",
+        default: "127.0.0.1:4009",
+        help: "Where the gateway serves /health, /ready and /metrics to operators",
+    },
     Setting {
         name: "JWT_SECRET",
         default: "",
@@ -88,6 +93,8 @@ pub struct Config {
     pub host: Host,
     /// Port to listen on; 0 lets the system choose.
     pub port: u16,
+    /// Where health and metrics are served.
+    pub ops_address: SocketAddr,
     /// Keys of tokens; none in open mode.
     pub keys: Keys,
     /// Who may call from a browser.
@@ -199,6 +206,7 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
         log: LogSettings::read(&mut settings),
         host: settings.get("HOST"),
         port: settings.number("PORT", 0..=u16::MAX),
+        ops_address: settings.get::<Address>("OPS_ADDRESS").0,
         keys: keys(&mut settings),
         cors_origins: settings.get("CORS_ORIGINS"),
         inbox_zone: settings.get("INBOX_TZ"),

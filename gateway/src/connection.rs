@@ -15,6 +15,7 @@ use crate::cut;
 use crate::error::ClientError;
 use crate::inbox::InboxJob;
 use crate::lane::{Job, Lane};
+use crate::metrics::METRICS;
 use crate::send::SendJob;
 use crate::session::SessionJob;
 
@@ -85,6 +86,7 @@ impl ReadJob {
 impl Connection {
     /// A connection that is in no room yet.
     pub fn new(gateway: Arc<Gateway>, caller: Caller) -> Self {
+        METRICS.sockets.inc();
         Self {
             gateway,
             caller,
@@ -213,6 +215,7 @@ impl Answer {
 
     /// Answers with an error, if the client waits for it.
     pub fn refuse(self, error: &ClientError) {
+        METRICS.refuse(error.code);
         self.send(&Refusal { error });
     }
 
@@ -228,7 +231,14 @@ fn check(socket: &SocketRef, sent: Result<(), SendError>) {
         Ok(()) | Err(SendError::Socket(SocketError::Closed)) => {}
         Err(error) => {
             tracing::warn!(socket = %socket.id, %error, "a client takes no answers, cutting it off");
+            METRICS.ack_failures.inc();
             cut::cut(socket);
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        METRICS.sockets.dec();
     }
 }

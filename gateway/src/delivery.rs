@@ -22,9 +22,12 @@ use shared::ids::SessionId;
 use shared::lifecycle::{Backoff, Stop, pause};
 use shared::partition::Partition;
 use shared::subjects;
+use shared::timestamp::seconds_since;
+use time::OffsetDateTime;
 
 use crate::Gateway;
 use crate::history::{SessionMessage, Snapshot};
+use crate::metrics::METRICS;
 use crate::rooms::Saved;
 
 /// Messages read at a time when something was missed.
@@ -113,7 +116,7 @@ impl Delivery {
         announcement: Announcement,
         message: Option<(SessionId, Saved)>,
     ) {
-        let Announcement { position, previous } = announcement;
+        let Announcement { position, previous, recorded_at } = announcement;
         let before = Position { sequence: previous, ..position };
         let known = self.gateway.positions.of_or_begin(partition, before);
         if !before.is_within(known) && !self.heal(partition, before).await {
@@ -123,7 +126,7 @@ impl Delivery {
         if !position.is_within(self.gateway.positions.of_or_begin(partition, before)) {
             self.gateway.positions.advance(partition, position);
             if let Some((session, message)) = message {
-                self.gateway.emit(session, &message);
+                self.deliver(session, &message, recorded_at);
             }
         }
     }
@@ -134,6 +137,7 @@ impl Delivery {
     /// an older backup, or a worker that was fenced had a last word. What is stored yet, its owner
     /// announces.
     async fn heal(&self, partition: Partition, announced: Position) -> bool {
+        METRICS.holes_healed.inc();
         let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
         loop {
             let known = self.gateway.positions.of_or_begin(partition, announced);
@@ -178,7 +182,16 @@ impl Delivery {
         if let (Some(session), Some(json), Some(position)) =
             (session, json, stored.message.position())
         {
-            self.gateway.emit(session, &Saved { position, json: json.into() });
+            METRICS.healed_messages.inc();
+            let recorded_at = stored.message.created_at();
+            self.deliver(session, &Saved { position, json: json.into() }, Some(recorded_at));
+        }
+    }
+
+    fn deliver(&self, session: SessionId, saved: &Saved, recorded_at: Option<OffsetDateTime>) {
+        let somebody_is_there = self.gateway.emit(session, saved);
+        if let (true, Some(recorded_at)) = (somebody_is_there, recorded_at) {
+            METRICS.delivery_seconds.observe(seconds_since(recorded_at));
         }
     }
 }

@@ -1,11 +1,10 @@
 //! Errors that a client is told: one list of codes for sockets and HTTP.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use shared::content::InvalidContent;
 
 /// The codes of the contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
     /// The payload is not what the event takes.
     InvalidPayload,
@@ -23,6 +22,28 @@ pub enum ErrorCode {
     Overloaded,
     /// Nobody knows what became of it: send it again with a `clientOffset`.
     Unavailable,
+}
+
+impl ErrorCode {
+    /// The code as clients see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidPayload => "invalid_payload",
+            Self::SessionNotFound => "session_not_found",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::TooLarge => "too_large",
+            Self::RateLimited => "rate_limited",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+impl Serialize for ErrorCode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
 }
 
 /// What a client is told.

@@ -190,6 +190,11 @@ impl StoredMessage {
         Some(Position { epoch: Epoch(self.log_epoch?), sequence })
     }
 
+    /// The time of the log, in whole milliseconds.
+    pub fn created_at(&self) -> OffsetDateTime {
+        self.created_at.assume_utc()
+    }
+
     /// As every client sees it.
     pub fn to_message(&self) -> Message<'_> {
         Message {
@@ -341,6 +346,11 @@ impl History {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(options);
         Self { pool }
+    }
+
+    /// The connections, to be counted.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
     }
 
     /// Whether Postgres answers.

@@ -22,7 +22,9 @@ pub mod known;
 pub mod lane;
 pub mod listing;
 pub mod lists;
+pub mod metrics;
 pub mod opened;
+pub mod ops;
 pub mod payload;
 pub mod peers;
 pub mod presence;
@@ -93,18 +95,24 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Gives a saved message to everybody who should see it.
-    fn emit(&self, session: SessionId, saved: &Saved) {
-        self.rooms.emit(session, saved);
+    /// Gives a saved message to everybody who should see it; `false` if nobody is in its session.
+    fn emit(&self, session: SessionId, saved: &Saved) -> bool {
+        let somebody_is_there = self.rooms.emit(session, saved);
         self.presence.said(session);
         self.inboxes.saved(session, saved);
+        somebody_is_there
     }
 }
 
 /// Runs a gateway on these listeners until it is stopped.
 ///
-/// Until everything it needs is there, it only says that it lives.
-pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> anyhow::Result<()> {
+/// Until everything it needs is there, it only says that it lives. `ops` is where operators look.
+pub async fn run(
+    config: Config,
+    listeners: Vec<TcpListener>,
+    ops: TcpListener,
+    stop: Stop,
+) -> anyhow::Result<()> {
     let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
     let started = Stop::new();
     let starting = routes::starting(&config.cors_origins);
@@ -112,7 +120,10 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> any
     let (nats, disturbances) = shared::nats::connect(&config.nats, "gateway").await?;
     let history = History::connect(&config.database);
     let jetstream = async_nats::jetstream::new(nats.clone());
-    let readiness = Readiness::new(nats.clone(), history.clone());
+    let readiness = Readiness::new(nats.clone(), history.clone(), stop.clone());
+    // Ends with this function, whichever way that ends.
+    let mut watched = JoinSet::new();
+    watched.spawn(ops::serve(ops, readiness.clone()));
     let Some(log) = log::open_until_done(&jetstream, config.log, &stop).await? else {
         return Ok(());
     };
@@ -144,11 +155,12 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: Stop) -> any
     tasks.spawn(lists::make(gateway.clone(), asked, delivering.clone()));
     tasks.spawn(peers.run(delivering.clone()));
 
-    let (router, io) = routes::router(&gateway, readiness);
+    let (router, io) = routes::router(&gateway, readiness.clone());
     started.cancel();
     starting.await??;
-    tracing::info!("ready");
     tasks.spawn(serve::serve(listeners, router, stop.clone()));
+    readiness.serving();
+    tracing::info!("ready");
     tokio::select! {
         // First: some of the tasks end by the same stop.
         biased;

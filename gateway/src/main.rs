@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use gateway::token::TokenRole;
-use gateway::{config, ready, serve};
+use gateway::{config, ops, ready, serve};
 use shared::lifecycle::stop_on_signal;
 use shared::settings::Span;
 
@@ -57,7 +57,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             for listener in &listeners {
                 tracing::info!("listening on http://{}", listener.local_addr()?);
             }
-            gateway::run(config, listeners, stop_on_signal()?).await
+            let ops = ops::bind(config.ops_address).await?;
+            gateway::run(config, listeners, ops, stop_on_signal()?).await
         }
         Some(Command::Token { sub, ttl, role }) => {
             println!("{}", config.keys.sign(&sub, role, ttl.0)?);

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::error::{ClientError, ErrorCode};
+use crate::metrics::METRICS;
 
 /// What went wrong with a request.
 #[derive(Debug, Serialize)]
@@ -40,6 +41,7 @@ impl Problem {
 
 impl From<ClientError> for Problem {
     fn from(error: ClientError) -> Self {
+        METRICS.refuse(error.code);
         let status = match error.code {
             ErrorCode::InvalidPayload => StatusCode::BAD_REQUEST,
             ErrorCode::SessionNotFound => StatusCode::NOT_FOUND,

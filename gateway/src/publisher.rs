@@ -14,10 +14,11 @@ use shared::ids::SessionId;
 use shared::partition::PartitionCount;
 use shared::request::Request;
 use shared::subjects;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::error::{ClientError, ErrorCode as Code};
+use crate::metrics::METRICS;
 
 /// Requests on their way to the log at a time. It bounds memory and the wait of the last one: at
 /// 30,000 a second it is a seventh of a second.
@@ -37,8 +38,11 @@ pub struct Publisher {
 pub struct OnItsWay {
     ack: PublishAckFuture,
     deadline: Instant,
-    _place: tokio::sync::OwnedSemaphorePermit,
+    _place: Place,
 }
+
+/// One of the [`IN_FLIGHT_MAX`].
+struct Place(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 impl Publisher {
     /// Publishes over this connection.
@@ -76,7 +80,7 @@ impl Publisher {
         let subject = subjects::request(self.partitions.partition_of(session), session);
         let sent = async {
             let place = Arc::clone(&self.places).acquire_owned().await;
-            let place = place.map_err(|_| ClientError::unavailable())?;
+            let place = Place::new(place.map_err(|_| ClientError::unavailable())?);
             let ack = self.jetstream.publish(subject, payload.into()).await;
             Ok(OnItsWay {
                 ack: ack.map_err(|error| client_error(&error))?,
@@ -100,9 +104,27 @@ impl OnItsWay {
     /// Waits until the request is in the log.
     pub async fn accepted(self) -> Result<(), ClientError> {
         match tokio::time::timeout_at(self.deadline, self.ack.into_future()).await {
-            Ok(acked) => acked.map(drop).map_err(|error| client_error(&error)),
+            Ok(Ok(_)) => {
+                let left = self.deadline.saturating_duration_since(Instant::now());
+                METRICS.accept_seconds.observe((ANSWER_TIMEOUT.saturating_sub(left)).as_secs_f64());
+                Ok(())
+            }
+            Ok(Err(error)) => Err(client_error(&error)),
             Err(_) => Err(ClientError::unavailable()),
         }
+    }
+}
+
+impl Place {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
+        METRICS.publishes_in_flight.inc();
+        Self(permit)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        METRICS.publishes_in_flight.dec();
     }
 }
 

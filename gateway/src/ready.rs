@@ -1,11 +1,15 @@
-//! `/ready`: whether this gateway can do its work now, dependency by dependency.
+//! Readiness: whether this gateway can do its work now, dependency by dependency.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::connection::State;
 use axum::http::StatusCode;
+use shared::health::{Phase, Report};
+use shared::lifecycle::Stop;
+use shared::metrics::Connections;
 
 use crate::config::Host;
 use crate::history::History;
@@ -18,22 +22,49 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Readiness {
     client: Client,
     history: History,
+    serving: Arc<OnceLock<()>>,
+    stop: Stop,
 }
 
 impl Readiness {
-    /// Depends on these two.
-    pub fn new(client: Client, history: History) -> Self {
-        Self { client, history }
+    /// Depends on these two, from [`Readiness::serving`] until the stop.
+    pub fn new(client: Client, history: History, stop: Stop) -> Self {
+        Self { client, history, serving: Arc::default(), stop }
     }
 
-    /// One line per dependency, and whether all are well.
-    pub async fn report(&self) -> (StatusCode, String) {
+    /// From now on clients are served.
+    pub fn serving(&self) {
+        self.serving.get_or_init(|| ());
+    }
+
+    /// The answer of `/ready`.
+    pub async fn answer(&self) -> (StatusCode, String) {
+        let report = self.report().await;
+        let status =
+            if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (status, report.to_string())
+    }
+
+    /// Notes the same, and the connections behind it, as metrics.
+    pub async fn measure(&self, connections: &Connections) {
+        connections.set_report(&self.report().await);
+        connections.set_pool(self.history.pool());
+        connections.set_nats(&self.client);
+    }
+
+    async fn report(&self) -> Report {
         let ping = tokio::time::timeout(PING_TIMEOUT, self.history.ping()).await;
         let postgres = ping.is_ok_and(|ping| ping.is_ok());
         let nats = self.client.connection_state() == State::Connected;
-        let state = |well| if well { "ok" } else { "unavailable" };
-        let text = format!("postgres: {}\nnats: {}\n", state(postgres), state(nats));
-        (if postgres && nats { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
+        Report::new(self.phase(), vec![("postgres", postgres), ("nats", nats)])
+    }
+
+    fn phase(&self) -> Phase {
+        match self.serving.get() {
+            _ if self.stop.is_cancelled() => Phase::Stopping,
+            Some(()) => Phase::Serving,
+            None => Phase::Starting,
+        }
     }
 }
 

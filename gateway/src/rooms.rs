@@ -13,6 +13,7 @@ use shared::ids::SessionId;
 use socketioxide::extract::SocketRef;
 
 use crate::cut;
+use crate::metrics::METRICS;
 
 /// The event that carries a saved message.
 const MESSAGE: &str = "message";
@@ -53,7 +54,13 @@ impl Rooms {
     /// Adds a socket to a session's room; `false` if it was there.
     pub fn join(&self, session: SessionId, socket: &SocketRef) -> bool {
         let mut rooms = self.lock();
-        let members = rooms.entry(session).or_default();
+        let members = match rooms.entry(session) {
+            Entry::Occupied(room) => room.into_mut(),
+            Entry::Vacant(room) => {
+                METRICS.rooms.inc();
+                room.insert(Vec::new())
+            }
+        };
         let new = members.iter().all(|member| member.socket.id != socket.id);
         if new {
             members.push(Member { socket: socket.clone(), resuming: None });
@@ -67,6 +74,7 @@ impl Rooms {
             room.get_mut().retain(|member| member.socket.id != socket.id);
             if room.get().is_empty() {
                 room.remove();
+                METRICS.rooms.dec();
             }
         }
     }
@@ -118,17 +126,20 @@ impl Rooms {
         }
     }
 
-    /// Emits a message to everybody in the session's room.
-    pub fn emit(&self, session: SessionId, saved: &Saved) {
+    /// Emits a message to everybody in the session's room; `false` if nobody is.
+    pub fn emit(&self, session: SessionId, saved: &Saved) -> bool {
         let mut failed = Vec::new();
-        if let Some(members) = self.lock().get_mut(&session) {
-            failed.extend(members.extract_if(.., |member| !member.take(saved)));
+        match self.lock().get_mut(&session) {
+            Some(members) => failed.extend(members.extract_if(.., |member| !member.take(saved))),
+            None => return false,
         }
         // Not under the lock: what closes a socket takes it out of its rooms.
         for member in failed {
+            METRICS.emit_failures.inc();
             tracing::warn!(socket = %member.socket.id, "a client does not read, cutting it off");
             cut::cut(&member.socket);
         }
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<Member>>> {
@@ -157,6 +168,7 @@ impl Member {
             Some(_) => self.resuming = None,
             None => {}
         }
+        METRICS.emits.inc();
         // A socket that is closed leaves its rooms by itself.
         self.socket.emit(MESSAGE, &*saved.json).is_ok() || !self.socket.connected()
     }

@@ -32,7 +32,7 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
     let may = |action| from_fn_with_state((Arc::clone(gateway), action), auth::require);
     let rest = Router::new()
         .route("/health", get(health))
-        .route("/ready", get(move || async move { readiness.report().await }))
+        .route("/ready", get(move || async move { readiness.answer().await }))
         .route("/api/chats", get(chats::list).route_layer(may(Action::ListChats)))
         .route("/api/chats/{session_id}", get(chats::messages).route_layer(may(Action::ReadChat)))
         .fallback(|| async { Problem::not_found() })
@@ -56,7 +56,8 @@ pub fn starting(origins: &Origins) -> Router {
         .layer(cors(origins))
 }
 
-async fn health() -> impl IntoResponse {
+/// Answers while the process lives.
+pub async fn health() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, chats::JSON)], r#"{"status":"ok"}"#)
 }
 

@@ -14,6 +14,7 @@ use crate::connection::{Answer, Connection};
 use crate::error::{ClientError, ErrorCode};
 use crate::known::Known;
 use crate::lane::Job;
+use crate::metrics::METRICS;
 use crate::payload::RawEvent;
 use crate::publisher::Publisher;
 
@@ -147,6 +148,7 @@ impl Asked {
         if self.answer.wanted {
             return self.answer.refuse(error);
         }
+        METRICS.refuse(error.code);
         let message_error = MessageError {
             event: match self.sender {
                 Sender::User => "user_message",

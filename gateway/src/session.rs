@@ -17,6 +17,7 @@ use crate::error::ClientError;
 use crate::history::{Snapshot, StoredMessage};
 use crate::known::Known;
 use crate::lane::Job;
+use crate::metrics::METRICS;
 use crate::payload::RawEvent;
 use crate::publisher::Publisher;
 
@@ -130,6 +131,7 @@ impl SessionJob {
         match self.ask_for(session).await {
             Ok(()) => {
                 gateway.known.remember(session);
+                METRICS.sessions_opened.inc();
                 self.connection.visit(session);
                 tokio::time::timeout(OPENED_TIMEOUT, stored).await.ok();
                 gateway.opened.forget(session);
@@ -185,12 +187,14 @@ impl SessionJob {
     }
 
     fn give(self, session_id: SessionId, missed: &Missed) {
+        METRICS.sessions_resumed.inc();
         let messages = missed.messages.iter().map(StoredMessage::to_message).collect();
         let Missed { reset, more, .. } = *missed;
         self.answer.send(&Joined { session_id, resumed: true, messages, reset, more });
     }
 
     fn joined(self, session_id: SessionId, resumed: bool) {
+        METRICS.sessions_resumed.inc_by(resumed.into());
         self.connection.visit(session_id);
         self.answer.send(&Joined {
             session_id,
@@ -214,6 +218,7 @@ impl SessionJob {
     }
 
     fn refuse(self, error: &ClientError) {
+        METRICS.refuse(error.code);
         self.answer.send(&NotJoined { session_id: self.given.as_deref(), error });
     }
 }

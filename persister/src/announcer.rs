@@ -12,7 +12,8 @@ use shared::partition::Partition;
 use shared::subjects;
 use shared::timestamp::Timestamp;
 
-use crate::batch::{Batch, MessageRow};
+use crate::batch::{Batch, MessageRow, Place};
+use crate::metrics::METRICS;
 use crate::store::Committed;
 
 /// Longest wait for room in the connection's queue. Gateways find what is not announced by the
@@ -47,7 +48,8 @@ impl Announcer {
     /// Repeats the last position of every partition.
     pub async fn repeat_positions(&self) {
         for (partition, position) in &self.positions {
-            let announcement = Announcement { position: *position, previous: position.sequence };
+            let (position, previous) = (*position, position.sequence);
+            let announcement = Announcement { position, previous, recorded_at: None };
             let subject = subjects::position(*partition);
             if !self.publish(subject, Some(announcement), Bytes::new()).await {
                 return;
@@ -70,7 +72,7 @@ impl Announcer {
             else {
                 continue;
             };
-            let Some(announcement) = self.advance(row.place.partition, row.place.sequence) else {
+            let Some(announcement) = self.advance(row.place) else {
                 continue;
             };
             match serde_json::to_vec(&message(row, chat)) {
@@ -85,11 +87,12 @@ impl Announcer {
         announcements
     }
 
-    /// Moves a partition's position to a new sequence.
-    fn advance(&mut self, partition: Partition, sequence: u64) -> Option<Announcement> {
-        let position = self.positions.get_mut(&partition)?;
-        let previous = std::mem::replace(&mut position.sequence, sequence);
-        Some(Announcement { position: *position, previous })
+    /// Moves a partition's position to the place of a message.
+    fn advance(&mut self, place: Place) -> Option<Announcement> {
+        let position = self.positions.get_mut(&place.partition)?;
+        let previous = std::mem::replace(&mut position.sequence, place.sequence);
+        let recorded_at = Some(place.recorded_at);
+        Some(Announcement { position: *position, previous, recorded_at })
     }
 
     /// `false` if NATS takes nothing; what follows would only wait as long.
@@ -101,6 +104,7 @@ impl Announcer {
     ) -> bool {
         // Without a connection the queue would only fill with what gateways read from Postgres.
         if self.client.connection_state() != State::Connected {
+            METRICS.announce_failures.inc();
             return false;
         }
         let published = async {
@@ -118,6 +122,7 @@ impl Announcer {
             Ok(Err(error)) => tracing::warn!(%error, "an announcement was not published"),
             Err(_) => tracing::warn!("an announcement was not published: NATS takes nothing"),
         }
+        METRICS.announce_failures.inc();
         false
     }
 }

@@ -14,7 +14,7 @@ pub const OWN: &[Setting] = &[
     Setting {
         name: "OPS_ADDRESS",
         default: "127.0.0.1:4010",
-        help: "Where the persister serves /health and /ready",
+        help: "Where the persister serves /health, /ready and /metrics to operators",
     },
     Setting {
         name: "LOG_KEEP",
@@ -33,7 +33,7 @@ pub struct Config {
     pub nats: NatsUrl,
     /// The log in NATS.
     pub log: LogSettings,
-    /// Where health is served.
+    /// Where health and metrics are served.
     pub ops_address: SocketAddr,
     /// How long records stay in the log after they were stored.
     pub log_keep: Duration,

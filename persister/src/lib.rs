@@ -8,8 +8,10 @@ pub mod announcer;
 pub mod batch;
 pub mod config;
 pub mod dead_letters;
-pub mod health;
+pub mod lag;
+pub mod metrics;
 pub mod migrate;
+pub mod ops;
 pub mod ownership;
 pub mod persist;
 pub mod reader;
@@ -24,19 +26,23 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::config::Config;
+use crate::lag::LagWatch;
+use crate::metrics::METRICS;
 use crate::ownership::Ownership;
 use crate::store::Store;
 
 /// Runs a persister until it is stopped: migrates, takes its share of the partitions, stores.
 ///
-/// `health` is where `/health` and `/ready` are served.
-pub async fn run(config: Config, health: TcpListener, stop: Stop) -> anyhow::Result<()> {
+/// `ops` is where operators look.
+pub async fn run(config: Config, ops: TcpListener, stop: Stop) -> anyhow::Result<()> {
     let (nats, disturbances) = shared::nats::connect(&config.nats, "persister").await?;
     let worker = Uuid::new_v4();
     let store = Store::connect(&config.database, worker);
-    let readiness = health::Readiness::new(nats.clone(), store.clone());
-    let mut tasks = JoinSet::new();
-    tasks.spawn(health::serve(health, readiness.clone(), stop.clone()));
+    let readiness = ops::Readiness::new(nats.clone(), store.clone(), stop.clone());
+    // Ends with this function, whichever way that ends.
+    let mut watched = JoinSet::new();
+    watched.spawn(ops::serve(ops, readiness.clone()));
+    METRICS.partitions.set(config.log.partitions.get().into());
 
     let jetstream = async_nats::jetstream::new(nats.clone());
     let Some(()) = migrate::until_done(&config.database, &stop).await? else { return Ok(()) };
@@ -50,11 +56,18 @@ pub async fn run(config: Config, health: TcpListener, stop: Stop) -> anyhow::Res
     let (ownership, owned) = Ownership::new(store.clone(), nats.clone());
     readiness.follow(owned.clone());
     let trimmer = trim::Trimmer::new(store.clone(), log.clone(), owned.clone(), config.log_keep);
+    let lag = LagWatch::new(store.clone(), nats.clone(), log.clone(), owned.clone());
     let persister = persist::Persister::new(store, jetstream, config.log, owned, disturbances);
+    let mut tasks = JoinSet::new();
     let work_stop = stop.clone();
     tasks.spawn(async move {
         let stop = &work_stop;
-        tokio::try_join!(ownership.run(stop), persister.run(stop), trimmer.run(stop))?;
+        tokio::try_join!(
+            ownership.run(stop),
+            persister.run(stop),
+            trimmer.run(stop),
+            lag.run(stop)
+        )?;
         // After the last batch, and after the last look that could take a partition again.
         ownership.leave().await;
         Ok(())

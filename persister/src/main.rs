@@ -1,9 +1,8 @@
 //! The persister's command line.
 
 use clap::{Parser, Subcommand};
-use persister::{config, dead_letters, migrate};
+use persister::{config, dead_letters, migrate, ops};
 use shared::lifecycle::stop_on_signal;
-use tokio::net::TcpListener;
 
 /// Stores what the log holds in Postgres, exactly once and in order, and announces it.
 ///
@@ -53,10 +52,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = config::from_environment()?;
     match arguments.command {
         None => {
-            let health = TcpListener::bind(config.ops_address).await.map_err(|error| {
-                anyhow::anyhow!("OPS_ADDRESS: cannot listen on {}: {error}", config.ops_address)
-            })?;
-            persister::run(config, health, stop_on_signal()?).await
+            let ops = ops::bind(config.ops_address).await?;
+            persister::run(config, ops, stop_on_signal()?).await
         }
         Some(Command::Migrate { command: None }) => migrate::run(&config.database).await,
         Some(Command::Migrate { command: Some(MigrateCommand::Status) }) => {

@@ -11,10 +11,12 @@ use shared::lifecycle::{Backoff, Stop, pause};
 use shared::log::LogSettings;
 use shared::nats::Disturbances;
 use shared::partition::Partition;
-use tokio::time::{MissedTickBehavior, interval};
+use shared::timestamp::seconds_since;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::announcer::Announcer;
 use crate::batch::{self, Batch, Record};
+use crate::metrics::METRICS;
 use crate::ownership::{LOOK_INTERVAL, Owned};
 use crate::reader::LogReader;
 use crate::store::{self, Committed, Offset, Store};
@@ -88,6 +90,7 @@ impl Persister {
         if partitions.is_empty() {
             return interrupted(&mut self.owned, &mut self.disturbances, stop).await;
         }
+        METRICS.terms.inc();
         let mut term = self.begin(&partitions).await?;
         let mut positions = interval(POSITION_INTERVAL);
         positions.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -166,6 +169,7 @@ impl Persister {
             match verdict {
                 Verdict::Same => {}
                 Verdict::Trimmed => {
+                    METRICS.log_gaps.inc();
                     let to = stream.last_trimmed();
                     tracing::error!(
                         %partition, from = sequence + 1, to,
@@ -177,6 +181,7 @@ impl Persister {
                     moved = true;
                 }
                 Verdict::Another(why) => {
+                    METRICS.log_replaced.inc();
                     tracing::error!(
                         %partition, sequence,
                         "this is not the log that partition {partition} was stored from ({why}): what was \
@@ -234,7 +239,11 @@ impl Persister {
         let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
         loop {
             let expected = |partition| term.offsets[&partition];
-            match self.store.commit(batch, expected, term.stream.created).await {
+            let started = Instant::now();
+            let committed = self.store.commit(batch, expected, term.stream.created).await;
+            METRICS.commit_seconds.observe(started.elapsed().as_secs_f64());
+            METRICS.commit_failures.inc_by(committed.is_err().into());
+            match committed {
                 Ok(committed) => return Ok(Outcome::Settled(term.settle(batch, &committed).await)),
                 Err(error) if store::is_data_error(&error) => return Ok(Outcome::Refused(error)),
                 Err(error) => tracing::warn!(%error, "a batch is not stored yet"),
@@ -264,6 +273,7 @@ impl Term {
                 offset.sequence = place.sequence;
             }
         }
+        measure(batch, committed);
         self.announcer.announce(batch, committed).await;
         for reject in &batch.rejects {
             let place = reject.record.place;
@@ -274,10 +284,31 @@ impl Term {
         }
         let all = committed.claimed.len() == batch.last.len();
         if !all {
+            METRICS.fenced.inc();
             tracing::info!("another persister was faster, reading the offsets anew");
         }
         all
     }
+}
+
+/// Counts what a commit stored.
+fn measure(batch: &Batch, committed: &Committed) {
+    let Committed { stored, opened, orphaned, .. } = committed;
+    let records = batch.sessions.len() + batch.messages.len() + batch.rejects.len();
+    METRICS.batch_records.observe(f64::from(u32::try_from(records).unwrap_or(u32::MAX)));
+    METRICS.messages_stored.inc_by(stored.len() as u64);
+    METRICS.sessions_stored.inc_by(opened.len() as u64);
+    METRICS.dead_letters_added.inc_by((batch.rejects.len() + orphaned.len()) as u64);
+    let is_ours = |partition: &Partition| committed.claimed.contains(partition);
+    let sessions = batch.sessions.iter().map(|row| row.place);
+    let places = sessions.chain(batch.messages.iter().map(|row| row.place));
+    let mut claimed = 0;
+    for place in places.filter(|place| is_ours(&place.partition)) {
+        METRICS.store_seconds.observe(seconds_since(place.recorded_at));
+        claimed += 1;
+    }
+    let new = stored.len() + opened.len() + orphaned.len();
+    METRICS.duplicates.inc_by(u64::saturating_sub(claimed, new as u64));
 }
 
 /// Waits for what ends a term from outside.

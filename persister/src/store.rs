@@ -193,6 +193,8 @@ const DEAD_LETTERS: &str = r#"
     WHERE $1::bigint IS NULL OR "id" = $1
     ORDER BY "id" LIMIT $2"#;
 
+const DEAD_LETTER_COUNT: &str = r#"SELECT count(*) FROM "DeadLetter""#;
+
 const DROP_DEAD_LETTER: &str = r#"DELETE FROM "DeadLetter" WHERE "id" = $1"#;
 
 /// The persister's hold on Postgres. Cheap to clone.
@@ -268,6 +270,11 @@ impl Store {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(options);
         Self { pool, worker }
+    }
+
+    /// The connections, to be counted.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
     }
 
     /// Whether Postgres answers.
@@ -377,6 +384,11 @@ impl Store {
     pub async fn dead_letters(&self, limit: u32) -> sqlx::Result<Vec<DeadLetter>> {
         let query = sqlx::query_as(DEAD_LETTERS).bind(None::<i64>).bind(i64::from(limit));
         answered(query.fetch_all(&self.pool)).await
+    }
+
+    /// How many dead letters there are.
+    pub async fn dead_letter_count(&self) -> sqlx::Result<i64> {
+        answered(sqlx::query_scalar(DEAD_LETTER_COUNT).fetch_one(&self.pool)).await
     }
 
     /// One dead letter.

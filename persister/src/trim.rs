@@ -12,6 +12,7 @@ use shared::lifecycle::{Stop, pause};
 use shared::partition::Partition;
 use time::OffsetDateTime;
 
+use crate::metrics::METRICS;
 use crate::ownership::Owned;
 use crate::reader;
 use crate::store::Store;
@@ -59,6 +60,7 @@ impl Trimmer {
             return Ok(());
         }
         let purged = self.log.purge().sequence(below).await?;
+        METRICS.log_records_trimmed.inc_by(purged.purged);
         tracing::info!(records = purged.purged, below, "trimmed the log");
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! emitted the message. It needs no other rule to notice what it missed.
 
 use async_nats::HeaderMap;
+use time::OffsetDateTime;
 
 /// Names one life of one partition's log: random, and never used for another partition. It
 /// changes when the log is not the one that the offset in Postgres was taken from.
@@ -41,11 +42,17 @@ pub struct Announcement {
     pub position: Position,
     /// Sequence of the message announced before it, in the same epoch; 0 if it is the first.
     pub previous: u64,
+    /// When the log took the message, to the microsecond; a repeated position has none.
+    pub recorded_at: Option<OffsetDateTime>,
 }
 
 const EPOCH: &str = "Chat-Epoch";
 const SEQUENCE: &str = "Chat-Sequence";
 const PREVIOUS: &str = "Chat-Previous";
+/// Microseconds since 1970.
+const RECORDED: &str = "Chat-Recorded";
+
+const NANOS_PER_MICRO: i128 = 1_000;
 
 impl Announcement {
     /// The headers that carry it.
@@ -54,17 +61,26 @@ impl Announcement {
         headers.insert(EPOCH, self.position.epoch.0.to_string());
         headers.insert(SEQUENCE, self.position.sequence.to_string());
         headers.insert(PREVIOUS, self.previous.to_string());
+        if let Some(recorded_at) = self.recorded_at {
+            let micros = recorded_at.unix_timestamp_nanos() / NANOS_PER_MICRO;
+            headers.insert(RECORDED, micros.to_string());
+        }
         headers
     }
 
-    /// Reads the headers; `None` if one is missing or is no number.
+    /// Reads the headers; `None` if one that says where it stands is missing or is no number.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let text = |name| headers.get(name).map(async_nats::HeaderValue::as_str);
         let position = Position {
             epoch: Epoch(text(EPOCH)?.parse().ok()?),
             sequence: text(SEQUENCE)?.parse().ok()?,
         };
-        Some(Self { position, previous: text(PREVIOUS)?.parse().ok()? })
+        let micros = text(RECORDED).and_then(|micros| micros.parse::<i64>().ok());
+        let recorded_at = micros.and_then(|micros| {
+            let nanos = i128::from(micros) * NANOS_PER_MICRO;
+            OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()
+        });
+        Some(Self { position, previous: text(PREVIOUS)?.parse().ok()?, recorded_at })
     }
 }
 
@@ -75,9 +91,12 @@ mod tests {
     #[test]
     fn headers_round_trip() {
         let position = Position { epoch: Epoch::random().unwrap(), sequence: u64::MAX };
-        let announcement = Announcement { position, previous: 41 };
-        let headers = announcement.to_headers();
-        assert_eq!(Announcement::from_headers(&headers), Some(announcement));
+        let recorded_at = time::macros::datetime!(2026-01-31 09:41:07.123_456 UTC);
+        for recorded_at in [Some(recorded_at), None] {
+            let announcement = Announcement { position, previous: 41, recorded_at };
+            let headers = announcement.to_headers();
+            assert_eq!(Announcement::from_headers(&headers), Some(announcement));
+        }
         assert_eq!(Announcement::from_headers(&HeaderMap::new()), None);
     }
 }

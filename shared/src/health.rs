@@ -1,6 +1,7 @@
-//! Asks a service of ours on this machine whether it is ready: the health check of a container that
-//! holds nothing but the service.
+//! Whether a service can do its work: what `/ready` answers, and how a container that holds nothing
+//! but the service asks it.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,6 +10,57 @@ use tokio::net::TcpStream;
 
 /// Longest wait for the answer; the service bounds its own looks below it.
 const TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Where a service is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not everything that it needs was there yet.
+    Starting,
+    /// It does its work.
+    Serving,
+    /// It was asked to stop.
+    Stopping,
+}
+
+/// Whether a service can do its work now, and what it lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    phase: Phase,
+    dependencies: Vec<(&'static str, bool)>,
+}
+
+impl Report {
+    /// The phase, and whether each dependency answers.
+    pub fn new(phase: Phase, dependencies: Vec<(&'static str, bool)>) -> Self {
+        Self { phase, dependencies }
+    }
+
+    /// Whether it does its work and everything answers.
+    pub fn is_ready(&self) -> bool {
+        self.phase == Phase::Serving && self.dependencies.iter().all(|(_, up)| *up)
+    }
+
+    /// What it depends on, and whether that answers.
+    pub fn dependencies(&self) -> &[(&'static str, bool)] {
+        &self.dependencies
+    }
+}
+
+/// A line for the phase and one for each dependency.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let phase = match self.phase {
+            Phase::Starting => "starting",
+            Phase::Serving => "serving",
+            Phase::Stopping => "stopping",
+        };
+        writeln!(f, "service: {phase}")?;
+        for (dependency, up) in &self.dependencies {
+            writeln!(f, "{dependency}: {}", if *up { "ok" } else { "unavailable" })?;
+        }
+        Ok(())
+    }
+}
 
 /// Why a service is not ready.
 #[derive(Debug, thiserror::Error)]
@@ -42,4 +94,19 @@ async fn answer(address: SocketAddr) -> std::io::Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_stops_or_lacks_something_is_not_ready_and_says_why() {
+        let report = |phase, nats| Report::new(phase, vec![("postgres", true), ("nats", nats)]);
+        assert!(report(Phase::Serving, true).is_ready());
+        assert!(!report(Phase::Stopping, true).is_ready());
+        let lacking = report(Phase::Serving, false);
+        assert!(!lacking.is_ready());
+        assert_eq!(lacking.to_string(), "service: serving\npostgres: ok\nnats: unavailable\n");
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! Domain types that are parsed once at the edge ([`ids`], [`content`], [`message`]), what travels
 //! over NATS ([`request`], [`announcement`], [`presence`], [`subjects`], [`partition`], [`log`]), and what both
-//! processes need to live ([`settings`], [`database`], [`nats`], [`telemetry`], [`lifecycle`]).
+//! processes need to live ([`settings`], [`database`], [`nats`], [`telemetry`], [`metrics`], [`health`],
+//! [`lifecycle`]).
 //! It serves nothing and stores nothing.
 
 pub mod announcement;
@@ -13,6 +14,7 @@ pub mod ids;
 pub mod lifecycle;
 pub mod log;
 pub mod message;
+pub mod metrics;
 pub mod nats;
 pub mod partition;
 pub mod presence;

@@ -8,6 +8,8 @@ use crate::partition::Partition;
 
 /// All requests, for the stream.
 pub const ALL_REQUESTS: &str = "chat.requests.*.*";
+/// Reads records of the stream [`crate::log::STREAM`] without a consumer.
+pub const DIRECT_GET: &str = "$JS.API.DIRECT.GET.CHAT";
 /// Saved messages and positions of all partitions, in the order in which they were published.
 pub const ALL_SAVED: &str = "chat.saved.>";
 /// Sessions that can be read over REST from now on.

@@ -26,6 +26,11 @@ impl Timestamp {
     }
 }
 
+/// Seconds since a time of the log; never negative, whatever the clocks of two machines say.
+pub fn seconds_since(time: OffsetDateTime) -> f64 {
+    (OffsetDateTime::now_utc() - time).as_seconds_f64().max(0.0)
+}
+
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (date, time) = (self.0.date(), self.0.time());

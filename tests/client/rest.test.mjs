@@ -35,7 +35,7 @@ describe("the routes", { concurrency: true }, () => {
   it("/ready has a line per dependency", async () => {
     const response = await get("/ready");
     assert.equal(response.status, 200);
-    assert.equal(await response.text(), "postgres: ok\nnats: ok\n");
+    assert.equal(await response.text(), "service: serving\npostgres: ok\nnats: ok\n");
   });
 
   it("/api/chats/:sessionId answers the messages, oldest first", async (t) => {

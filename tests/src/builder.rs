@@ -287,16 +287,20 @@ impl Maker<'_> {
             program.env.extend(env::var_os(name).map(|value| (name.into(), value)));
         }
         program = program.env("DATABASE_URL", postgres).env("NATS_URL", nats);
-        program = match kind {
+        // A persister listens nowhere else.
+        let ops = match kind {
             Kind::Gateway => {
-                program.env("HOST", "127.0.0.1").env("PORT", port.number().to_string())
+                program = program.env("HOST", "127.0.0.1").env("PORT", port.number().to_string());
+                Some(must(Port::reserve(), "a port for operators"))
             }
-            Kind::Persister => program.env("OPS_ADDRESS", format!("127.0.0.1:{}", port.number())),
+            Kind::Persister => None,
         };
+        let ops_port = ops.as_ref().unwrap_or(&port).number();
+        program = program.env("OPS_ADDRESS", format!("127.0.0.1:{ops_port}"));
         for (name, value) in self.plan.variables(kind) {
             program = program.env(name, value);
         }
-        Service::new(&self.machine, port, log, program)
+        Service::new(&self.machine, (port, ops), log, program)
     }
 
     fn log(&self, name: &str) -> PathBuf {

@@ -25,15 +25,22 @@ const ASKS_WITHIN: Duration = Duration::from_secs(5);
 pub struct Service {
     machine: Machine,
     port: Port,
+    /// Where operators look, if that is another one.
+    ops: Option<Port>,
     log: PathBuf,
     program: Mutex<Program>,
     child: Mutex<Option<Child>>,
 }
 
 impl Service {
-    pub(crate) fn new(machine: &Machine, port: Port, log: PathBuf, program: Program) -> Self {
+    pub(crate) fn new(
+        machine: &Machine,
+        (port, ops): (Port, Option<Port>),
+        log: PathBuf,
+        program: Program,
+    ) -> Self {
         let (program, child) = (Mutex::new(program), Mutex::default());
-        Self { machine: machine.clone(), port, log, program, child }
+        Self { machine: machine.clone(), port, ops, log, program, child }
     }
 
     /// Its name in the logs: `gateway-0`.
@@ -49,6 +56,12 @@ impl Service {
     /// The URL of a path on it.
     pub fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port())
+    }
+
+    /// The URL of a path where operators look.
+    pub fn ops_url(&self, path: &str) -> String {
+        let port = self.ops.as_ref().unwrap_or(&self.port).number();
+        format!("http://127.0.0.1:{port}{path}")
     }
 
     /// Sets a variable for the next start.

@@ -56,6 +56,9 @@ impl Running {
         }
         self.url = format!("http://{}", settings.address(settings.port));
         self.announce(settings, options, home);
+        for service in self.persisters.iter().chain(&self.gateways) {
+            eprintln!("{}", service.metrics());
+        }
         Ok(())
     }
 

@@ -28,7 +28,9 @@ const STOPS_WITHIN: Duration = Duration::from_secs(20);
 pub(crate) struct Service {
     child: Child,
     address: SocketAddr,
-    _port: Option<Port>,
+    /// Where metrics are.
+    ops: SocketAddr,
+    _port: Port,
 }
 
 /// Everything that a service is started from.
@@ -47,14 +49,17 @@ impl Maker<'_> {
         let address = SocketAddr::from(([127, 0, 0, 1], port.number()));
         let program = self.program("persister", number)?;
         let child = program.env("OPS_ADDRESS", address.to_string()).start(self.machine)?;
-        Ok(Service { child, address, _port: Some(port) })
+        Ok(Service { child, address, ops: address, _port: port })
     }
 
-    /// Starts a gateway.
+    /// Starts a gateway, with what operators ask for on some port of this machine only.
     pub(crate) fn gateway(&self, number: u16, port: u16) -> Result<Service> {
-        let program = self.program("gateway", number)?;
-        let child = program.env("PORT", port.to_string()).start(self.machine)?;
-        Ok(Service { child, address: self.settings.address(port), _port: None })
+        let ops = Port::reserve()?;
+        let program = self.program("gateway", number)?.env("PORT", port.to_string());
+        let ops_address = SocketAddr::from(([127, 0, 0, 1], ops.number()));
+        let program = program.env("OPS_ADDRESS", ops_address.to_string());
+        let child = program.start(self.machine)?;
+        Ok(Service { child, address: self.settings.address(port), ops: ops_address, _port: ops })
     }
 
     fn program(&self, name: &str, number: u16) -> Result<Program> {
@@ -74,6 +79,11 @@ impl Maker<'_> {
 impl Service {
     pub(crate) fn name(&self) -> &str {
         self.child.name()
+    }
+
+    /// Where it tells operators of itself.
+    pub(crate) fn metrics(&self) -> String {
+        format!("{}: http://{}/metrics", self.name(), self.ops)
     }
 
     pub(crate) fn ended(&self) -> Result<Option<ExitStatus>> {

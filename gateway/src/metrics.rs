@@ -1,0 +1,91 @@
+//! Every metric of the gateway. Names begin with `chat_gateway_`; those of counters end in `_total`.
+
+use std::sync::LazyLock;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use shared::metrics::{Catalogue, Connections, Labelled};
+
+use crate::error::ErrorCode;
+
+/// The metrics of this process.
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+/// What the gateway counts and measures.
+pub struct Metrics {
+    catalogue: Catalogue,
+    /// Stage 1, accepted: its count is the rate.
+    pub accept_seconds: Histogram,
+    /// Stage 3, delivered; stage 2 is the persister's.
+    pub delivery_seconds: Histogram,
+    /// Requests that the log has not acknowledged yet.
+    pub publishes_in_flight: Gauge,
+    refused: Labelled<Counter>,
+    /// Messages given to sockets.
+    pub emits: Counter,
+    /// Sockets that took no message.
+    pub emit_failures: Counter,
+    /// Sockets that took no answer.
+    pub ack_failures: Counter,
+    /// Sockets that are connected.
+    pub sockets: Gauge,
+    /// Sessions with a socket here.
+    pub rooms: Gauge,
+    /// New sessions.
+    pub sessions_opened: Counter,
+    /// Sessions that a client came back to.
+    pub sessions_resumed: Counter,
+    /// Stretches that were read because announcements were missed.
+    pub holes_healed: Counter,
+    /// What was read in them.
+    pub healed_messages: Counter,
+    /// Postgres and NATS.
+    pub connections: Connections,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let mut all = Catalogue::new("chat_gateway", env!("CARGO_PKG_VERSION"));
+        Self {
+            accept_seconds: all.latencies(
+                "accept_seconds",
+                "From the arrival of a request (a message or a new session) to the log's acknowledgement",
+            ),
+            delivery_seconds: all.latencies(
+                "delivery_seconds",
+                "From the log's timestamp of a message to its emission to those in the session",
+            ),
+            publishes_in_flight: all
+                .add("publishes_in_flight", "Requests that the log has not acknowledged yet"),
+            refused: all.add("refused", "Requests of clients that were answered with an error, by its code"),
+            emits: all.add("emits", "Messages given to sockets, once per socket"),
+            emit_failures: all
+                .add("emit_failures", "Messages that a socket did not take; it is cut off and comes back"),
+            ack_failures: all
+                .add("ack_failures", "Answers that a socket did not take; it is cut off and comes back"),
+            sockets: all.add("sockets", "Connected sockets"),
+            rooms: all.add("rooms", "Sessions that a connected socket is in"),
+            sessions_opened: all.add("sessions_opened", "Sessions that were opened"),
+            sessions_resumed: all.add("sessions_resumed", "Times that a client came back to a session"),
+            holes_healed: all.add(
+                "holes_healed",
+                "Stretches of the log read from Postgres because their announcements were missed",
+            ),
+            healed_messages: all
+                .add("healed_messages", "Messages read from Postgres because they were missed"),
+            connections: Connections::new(&mut all),
+            catalogue: all,
+        }
+    }
+
+    /// A client was told an error.
+    pub fn refuse(&self, code: ErrorCode) {
+        self.refused.get_or_create(&[("code", code.as_str().into())]).inc();
+    }
+
+    /// All of them in Prometheus' text format.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        self.catalogue.text()
+    }
+}

@@ -1,0 +1,139 @@
+//! Every metric of the persister. Names begin with `chat_persister_`; those of counters end in
+//! `_total`.
+
+use std::sync::LazyLock;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use shared::metrics::{Catalogue, Connections, Labelled};
+use shared::partition::Partition;
+
+/// The metrics of this process.
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+/// Upper bounds of batches in records: a batch has at most 500.
+const BATCH_RECORDS: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0];
+
+/// What the persister counts and measures.
+pub struct Metrics {
+    catalogue: Catalogue,
+    /// Stage 2, stored: its count is the rate. Stages 1 and 3 are the gateway's.
+    pub store_seconds: Histogram,
+    /// One statement.
+    pub commit_seconds: Histogram,
+    /// Records of a batch.
+    pub batch_records: Histogram,
+    /// Statements that failed, whatever came of the batch.
+    pub commit_failures: Counter,
+    /// Batches of which another worker stored some partition.
+    pub fenced: Counter,
+    /// Messages that were new.
+    pub messages_stored: Counter,
+    /// Sessions that were new.
+    pub sessions_stored: Counter,
+    /// Records that were stored before.
+    pub duplicates: Counter,
+    /// Records set aside.
+    pub dead_letters_added: Counter,
+    /// Records that are set aside now.
+    pub dead_letters: Gauge,
+    /// Announcements that NATS did not take.
+    pub announce_failures: Counter,
+    /// Times that the log was read anew.
+    pub terms: Counter,
+    /// Partitions of the log.
+    pub partitions: Gauge,
+    /// Partitions of this worker.
+    pub partitions_owned: Gauge,
+    lag_records: Labelled<Gauge>,
+    lag_seconds: Labelled<Gauge<f64, std::sync::atomic::AtomicU64>>,
+    /// Bytes of the log.
+    pub log_bytes: Gauge,
+    /// Most bytes of the log.
+    pub log_bytes_max: Gauge,
+    /// Records removed after they were stored.
+    pub log_records_trimmed: Counter,
+    /// Partitions whose log was another one.
+    pub log_replaced: Counter,
+    /// Stretches that were gone before they were stored.
+    pub log_gaps: Counter,
+    /// Postgres and NATS.
+    pub connections: Connections,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let mut all = Catalogue::new("chat_persister", env!("CARGO_PKG_VERSION"));
+        Self {
+            store_seconds: all.latencies(
+                "store_seconds",
+                "From the log's timestamp of a record to the commit that stored it",
+            ),
+            commit_seconds: all
+                .latencies("commit_seconds", "From sending a batch to Postgres to its answer"),
+            batch_records: all.histogram("batch_records", "Records per batch", &BATCH_RECORDS),
+            commit_failures: all.add(
+                "commit_failures",
+                "Statements that failed; the batch is tried again, or record by record",
+            ),
+            fenced: all.add("fenced", "Batches dropped because another persister was faster"),
+            messages_stored: all.add("messages_stored", "Messages that were stored"),
+            sessions_stored: all.add("sessions_stored", "Sessions that were stored"),
+            duplicates: all.add("duplicates", "Records that were stored already"),
+            dead_letters_added: all
+                .add("dead_letters_added", "Records that were set aside as dead letters"),
+            dead_letters: all
+                .add("dead_letters", "Dead letters in the database, whoever set them aside"),
+            announce_failures: all.add(
+                "announce_failures",
+                "Announcements that NATS did not take; gateways find their messages by themselves",
+            ),
+            terms: all.add("terms", "Times that the log was read anew from the committed offsets"),
+            partitions: all.add("partitions", "Partitions of the log"),
+            partitions_owned: all.add("partitions_owned", "Partitions that this persister stores"),
+            lag_records: all.add(
+                "log_lag_records",
+                "Records of an owned partition that are in the log and not stored yet",
+            ),
+            lag_seconds: all.add(
+                "log_lag_seconds",
+                "Age of the oldest record of an owned partition that is not stored yet; 0 without any",
+            ),
+            log_bytes: all.add("log_bytes", "Bytes of the log"),
+            log_bytes_max: all.add("log_bytes_max", "Most bytes of the log; then sends are refused"),
+            log_records_trimmed: all
+                .add("log_records_trimmed", "Stored records that were removed from the log"),
+            log_replaced: all.add(
+                "log_replaced",
+                "Partitions whose log turned out to be another one: wiped, or without its tail",
+            ),
+            log_gaps: all.add(
+                "log_gaps",
+                "Stretches of a partition that were gone from the log before they were stored",
+            ),
+            connections: Connections::new(&mut all),
+            catalogue: all,
+        }
+    }
+
+    /// How far behind an owned partition is.
+    pub fn set_lag(&self, partition: Partition, records: u64, seconds: f64) {
+        let label = [("partition", partition.to_string().into())];
+        let records = i64::try_from(records).unwrap_or(i64::MAX);
+        self.lag_records.get_or_create(&label).set(records);
+        self.lag_seconds.get_or_create(&label).set(seconds);
+    }
+
+    /// A partition is somebody else's now.
+    pub fn forget_lag(&self, partition: Partition) {
+        let label = [("partition", partition.to_string().into())];
+        self.lag_records.remove(&label);
+        self.lag_seconds.remove(&label);
+    }
+
+    /// All of them in Prometheus' text format.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        self.catalogue.text()
+    }
+}
