@@ -101,7 +101,14 @@ async fn a_gateway_that_lost_nats_is_right_again_when_it_is_back() {
 #[tokio::test]
 async fn a_visitor_that_vanished_is_gone_within_a_ping_and_its_timeout() {
     let stack = Stack::builder().gateways(2).start().await;
-    let (inbox, visitor, session) = inbox_and_visitor(&stack, (1, 0)).await;
+    let puppet = Puppet::start().await;
+    let inbox = puppet.client(&stack.gateway(1).url(""), &["websocket"]).await;
+    inbox.ask("admin-connect", Value::Null).await;
+    // The client notices too, and connects again, but not to this session.
+    let visitor = puppet.client(&stack.gateway(0).url(""), &["websocket"]).await;
+    let ack = visitor.ask("init_session", json!({})).await;
+    let session = ack["sessionId"].as_str().unwrap().to_owned();
+    shows(&inbox, PRESENT_WITHIN, &session, true).await;
     visitor.stop_reading().await;
     shows(&inbox, PING_INTERVAL + PING_TIMEOUT + PRESENT_WITHIN, &session, false).await;
 }
