@@ -55,20 +55,25 @@ pub enum Action {
     ListChats,
     /// `GET /api/chats/:sessionId`.
     ReadChat,
+    /// `POST /api/chats/:sessionId/messages`.
+    PostMessage,
 }
 
 impl Role {
     /// The table.
     pub fn may(self, action: Action) -> bool {
         use Action::{
-            Inbox, InitSession, JoinSession, ListChats, ReadChat, ReadSession, SendAsAdmin,
-            SendAsUser, SwitchAi,
+            Inbox, InitSession, JoinSession, ListChats, PostMessage, ReadChat, ReadSession,
+            SendAsAdmin, SendAsUser, SwitchAi,
         };
         match (self, action) {
-            (Self::Open | Self::Admin, _) | (_, InitSession | SendAsUser | ReadChat) => true,
+            (Self::Open | Self::Admin, _)
+            | (_, InitSession | SendAsUser | ReadChat)
+            | (Self::Integrator, PostMessage) => true,
             (
                 Self::Visitor | Self::Integrator,
-                SendAsAdmin | ListChats | Inbox | ReadSession | JoinSession | SwitchAi,
+                SendAsAdmin | ListChats | PostMessage | Inbox | ReadSession | JoinSession
+                | SwitchAi,
             ) => false,
         }
     }
@@ -176,6 +181,7 @@ mod tests {
     fn wanted(action: Action) -> [bool; 4] {
         match action {
             Action::InitSession | Action::SendAsUser | Action::ReadChat => [true; 4],
+            Action::PostMessage => [true, false, true, true],
             Action::SendAsAdmin
             | Action::Inbox
             | Action::ReadSession
@@ -190,8 +196,8 @@ mod tests {
     #[test]
     fn every_cell_of_the_table_is_meant() {
         use Action::{
-            Inbox, InitSession, JoinSession, ListChats, ReadChat, ReadSession, SendAsAdmin,
-            SendAsUser, SwitchAi,
+            Inbox, InitSession, JoinSession, ListChats, PostMessage, ReadChat, ReadSession,
+            SendAsAdmin, SendAsUser, SwitchAi,
         };
         for action in [
             InitSession,
@@ -203,6 +209,7 @@ mod tests {
             SwitchAi,
             ListChats,
             ReadChat,
+            PostMessage,
         ] {
             assert_eq!(ROLES.map(|role| role.may(action)), wanted(action), "{action:?}");
         }

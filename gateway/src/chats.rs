@@ -1,10 +1,11 @@
-//! `GET /api/chats` and `GET /api/chats/:sessionId`.
+//! `GET /api/chats` and `GET /api/chats/:sessionId`: whole, or by the page ([`crate::paging`]).
 //!
 //! Without a limit they answer everything, as the seed does, but page by page: the memory does not
 //! grow with the answer, and no connection to Postgres is held between pages. A failure midway
 //! aborts the HTTP connection; it never closes the array, which would look complete.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -18,7 +19,8 @@ use serde::Serialize;
 use shared::timestamp::Timestamp;
 
 use crate::Gateway;
-use crate::history::{History, StoredMessage, StoredSession};
+use crate::history::{History, Place, StoredMessage, StoredSession};
+use crate::paging::{self, Parameters, cursor};
 use crate::problem::Problem;
 
 /// As Express writes it.
@@ -28,6 +30,10 @@ pub const JSON: &str = "application/json; charset=utf-8";
 const SESSIONS_PAGE: u16 = 200;
 /// Messages read at a time; with the longest content a page takes 32 MB, usually 300 KB.
 const MESSAGES_PAGE: u16 = 1_000;
+/// Most sessions that `limit` may ask for.
+pub const SESSIONS_MAX: u16 = SESSIONS_PAGE;
+/// Most messages that `limit` may ask for.
+pub const MESSAGES_MAX: u16 = MESSAGES_PAGE;
 
 /// A session without its messages, which follow it.
 #[derive(Serialize)]
@@ -40,15 +46,25 @@ struct SessionHead<'a> {
     created_at: Timestamp,
 }
 
-/// All sessions with their messages, newest first.
-pub async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
-    let mut answer = AllChats::new(gateway.history.clone());
+/// Sessions with their messages, newest first.
+pub async fn list(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Result<Response, Problem> {
+    let parameters = Parameters::of(&uri);
+    let limit = parameters.limit(SESSIONS_MAX)?;
+    let mut answer = AllChats::new(gateway.history.clone(), parameters.cursor()?);
+    let next = match limit {
+        Some(limit) => answer.only(limit).await?,
+        None => None,
+    };
+    let link = next.zip(limit).map(|(place, limit)| {
+        paging::next("/api/chats", &[("limit", &limit.to_string()), ("cursor", &cursor(&place))])
+    });
     // The first page is read before the status is sent.
     let first = answer.next_chunk().await?;
-    Ok(streamed(first, answer, |mut answer| async move {
+    let body = streamed(first, answer, |mut answer| async move {
         let chunk = answer.next_chunk().await?;
         Ok((chunk, answer))
-    }))
+    });
+    Ok(([(header::CONTENT_TYPE, JSON)], link, body).into_response())
 }
 
 /// The messages of a session, oldest first.
@@ -57,16 +73,93 @@ pub async fn messages(
     path: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    let (Ok(Path(session)), true) = (path, is_decodable(uri.path())) else {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "sessionId: cannot be decoded"));
-    };
-    let mut answer =
-        OneChat { history: gateway.history.clone(), session, seq: Some(-1), first: true };
+    let session = session_of(path, &uri)?;
+    let parameters = Parameters::of(&uri);
+    let limit = parameters.limit(MESSAGES_MAX)?;
+    let (after, before) = (parameters.text("after")?, parameters.text("before")?);
+    let seq = |name, id| seq_of(&gateway.history, &session, name, id);
+    let start = seq("after", after.as_deref()).await?.map_or(0, |seq| seq + 1);
+    let end = seq("before", before.as_deref()).await?.unwrap_or(i64::MAX);
+    if let Some(limit) = limit {
+        let backwards = after.is_none() && before.is_some();
+        return page(&gateway.history, &session, start..end, limit, (backwards, before)).await;
+    }
+    let mut answer = OneChat { history: gateway.history.clone(), session, start, end, first: true };
     let first = answer.next_chunk().await?;
-    Ok(streamed(first, answer, |mut answer| async move {
+    let body = streamed(first, answer, |mut answer| async move {
         let chunk = answer.next_chunk().await?;
         Ok((chunk, answer))
-    }))
+    });
+    Ok(([(header::CONTENT_TYPE, JSON)], body).into_response())
+}
+
+/// The session's id as the path gives it.
+pub fn session_of(path: Result<Path<String>, PathRejection>, uri: &Uri) -> Result<String, Problem> {
+    match path {
+        Ok(Path(session)) if is_decodable(uri.path()) => Ok(session),
+        _ => Err(Problem::new(StatusCode::BAD_REQUEST, "sessionId: cannot be decoded")),
+    }
+}
+
+/// Where the message stands that a parameter names.
+async fn seq_of(
+    history: &History,
+    session: &str,
+    name: &str,
+    id: Option<&str>,
+) -> Result<Option<i64>, Problem> {
+    let Some(id) = id else { return Ok(None) };
+    // Postgres refuses U+0000 in a text: no session and no message can have such an id.
+    let possible = !session.contains('\0') && !id.contains('\0');
+    let seq = if possible { history.seq_of(session, id).await? } else { None };
+    // An unknown session answers as one without this message.
+    seq.map(Some).ok_or_else(|| paging::wrong(name, "the session has no message with this id"))
+}
+
+/// One page: of the messages with these `seq`s the first, or the last.
+async fn page(
+    history: &History,
+    session: &str,
+    seqs: Range<i64>,
+    limit: u16,
+    (backwards, before): (bool, Option<String>),
+) -> Result<Response, Problem> {
+    let mut messages = if session.contains('\0') || seqs.is_empty() {
+        Vec::new()
+    } else {
+        let _turn = history.turn().await?;
+        // One more tells whether there is a next page.
+        if backwards {
+            history.last_messages(session, seqs, limit + 1).await?
+        } else {
+            history.messages(session, seqs, limit + 1).await?
+        }
+    };
+    let more = messages.len() > usize::from(limit);
+    if more {
+        messages.remove(if backwards { 0 } else { usize::from(limit) });
+    }
+    let mut json = b"[".to_vec();
+    let mut first = true;
+    for message in &messages {
+        separate(&mut json, &mut first);
+        write(&mut json, &message.to_message());
+    }
+    json.push(b']');
+    let last = if backwards { messages.first() } else { messages.last() };
+    let link = last.filter(|_| more).map(|last| {
+        let limit = limit.to_string();
+        let mut query = vec![("limit", limit.as_str())];
+        match before.as_deref() {
+            _ if backwards => query.push(("before", &last.id)),
+            before => {
+                query.push(("after", &last.id));
+                query.extend(before.map(|before| ("before", before)));
+            }
+        }
+        paging::next(&format!("/api/chats/{}", paging::encoded(session)), &query)
+    });
+    Ok(([(header::CONTENT_TYPE, JSON)], link, json).into_response())
 }
 
 /// Whether two hexadecimal digits follow every `%`, as Express demands; the router takes anything.
@@ -84,13 +177,13 @@ enum Chunk {
 }
 
 /// An answer of one chunk as a whole, a longer one as a stream.
-fn streamed<S, F, Next>(first: Chunk, state: S, next: F) -> Response
+fn streamed<S, F, Next>(first: Chunk, state: S, next: F) -> Body
 where
     S: Send + 'static,
     F: Fn(S) -> Next + Send + 'static,
     Next: Future<Output = Result<(Chunk, S), sqlx::Error>> + Send + 'static,
 {
-    let body = match first {
+    match first {
         Chunk::Last(bytes) => Body::from(bytes),
         Chunk::More(bytes) => {
             let first = stream::iter([Ok(Bytes::from(bytes))]);
@@ -109,16 +202,17 @@ where
             });
             Body::from_stream(futures_util::StreamExt::chain(first, rest))
         }
-    };
-    ([(header::CONTENT_TYPE, JSON)], body).into_response()
+    }
 }
 
 /// Writes one session's messages.
 struct OneChat {
     history: History,
     session: String,
-    /// After which message the next page begins; none once the last was read.
-    seq: Option<i64>,
+    /// The `seq` from which on the next page begins.
+    start: i64,
+    /// The `seq` before which the last page ends.
+    end: i64,
     first: bool,
 }
 
@@ -132,7 +226,7 @@ impl OneChat {
         }
         match page.last() {
             Some(last) if page.len() == usize::from(MESSAGES_PAGE) => {
-                self.seq = Some(last.seq);
+                self.start = last.seq + 1;
                 Ok(Chunk::More(json))
             }
             _ => {
@@ -143,19 +237,29 @@ impl OneChat {
     }
 
     async fn page(&self) -> Result<Vec<StoredMessage>, sqlx::Error> {
-        match self.seq {
-            // Postgres refuses U+0000 in a text: no session can have such an id.
-            Some(seq) if !self.session.contains('\0') => {
-                self.history.messages(&self.session, seq, MESSAGES_PAGE).await
-            }
-            _ => Ok(Vec::new()),
+        // Postgres refuses U+0000 in a text: no session can have such an id.
+        if self.session.contains('\0') {
+            return Ok(Vec::new());
         }
+        let _turn = self.history.turn().await?;
+        self.history.messages(&self.session, self.start..self.end, MESSAGES_PAGE).await
     }
 }
 
-/// Writes every session with its messages.
+/// Which pages of sessions an answer has.
+#[derive(PartialEq)]
+enum Pages {
+    All,
+    /// The one that was read.
+    One,
+}
+
+/// Writes sessions with their messages.
 struct AllChats {
     history: History,
+    /// Behind which place the next page of sessions begins; none before the first.
+    behind: Option<Place>,
+    pages: Pages,
     /// Sessions of the present page.
     sessions: Vec<StoredSession>,
     /// Their keys, as they are asked for.
@@ -170,9 +274,11 @@ struct AllChats {
 }
 
 impl AllChats {
-    fn new(history: History) -> Self {
+    fn new(history: History, behind: Option<Place>) -> Self {
         Self {
             history,
+            behind,
+            pages: Pages::All,
             sessions: Vec::new(),
             ids: Vec::new(),
             begun: 0,
@@ -183,7 +289,20 @@ impl AllChats {
         }
     }
 
+    /// Writes one page of so many sessions; gives its last place if others are behind it.
+    async fn only(&mut self, limit: u16) -> Result<Option<Place>, sqlx::Error> {
+        // One more tells whether there is a next page.
+        let mut sessions = self.history.sessions(self.behind.as_ref(), limit + 1).await?;
+        let more = sessions.len() > usize::from(limit);
+        sessions.truncate(limit.into());
+        let next = sessions.last().map(StoredSession::place).filter(|_| more);
+        self.take(sessions);
+        self.pages = Pages::One;
+        Ok(next)
+    }
+
     async fn next_chunk(&mut self) -> Result<Chunk, sqlx::Error> {
+        let _turn = self.history.turn().await?;
         let mut json =
             if std::mem::replace(&mut self.started, true) { Vec::new() } else { b"[".to_vec() };
         if self.ids.is_empty() && !self.next_sessions().await? {
@@ -208,10 +327,18 @@ impl AllChats {
 
     /// Reads the next page of sessions; `false` if there is none.
     async fn next_sessions(&mut self) -> Result<bool, sqlx::Error> {
-        self.sessions = self.history.sessions(self.sessions.last(), SESSIONS_PAGE).await?;
-        self.ids = self.sessions.iter().map(|session| session.id.clone()).collect();
+        if self.pages == Pages::All {
+            let sessions = self.history.sessions(self.behind.as_ref(), SESSIONS_PAGE).await?;
+            self.take(sessions);
+        }
+        Ok(!self.ids.is_empty())
+    }
+
+    fn take(&mut self, sessions: Vec<StoredSession>) {
+        self.behind = sessions.last().map(StoredSession::place);
+        self.ids = sessions.iter().map(|session| session.id.clone()).collect();
+        self.sessions = sessions;
         (self.begun, self.seq) = (0, -1);
-        Ok(!self.sessions.is_empty())
     }
 
     /// Begins the sessions of the page up to this one, from 1, and ends those before it.

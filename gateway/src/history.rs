@@ -1,7 +1,9 @@
 //! All SQL of the gateway: it only reads, from the primary, by a pool of its own.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
@@ -13,6 +15,7 @@ use shared::timestamp::Timestamp;
 use sqlx::postgres::{PgPool, PgPoolOptions, PgRow};
 use sqlx::{FromRow, Row};
 use time::{OffsetDateTime, PrimitiveDateTime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::listing::LAST_CHARS;
 
@@ -32,14 +35,31 @@ const LAST_CHARS_READ: i32 = LAST_CHARS as i32 + 1;
 
 const SESSION_EXISTS: &str = r#"SELECT EXISTS (SELECT FROM "ChatSession" WHERE "sessionId" = $1)"#;
 
-/// A page of a session's messages, oldest first.
+/// A page of a session's messages, oldest first: the first of those asked for.
 const MESSAGES: &str = r#"
     SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
            m."logEpoch", m."logSequence"
     FROM "Message" m
     WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
-      AND m."seq" > $2
-    ORDER BY m."seq" LIMIT $3"#;
+      AND m."seq" >= $2 AND m."seq" < $3
+    ORDER BY m."seq" LIMIT $4"#;
+
+/// The same, the last of those asked for.
+const LAST_MESSAGES: &str = r#"
+    SELECT last.* FROM (
+        SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
+               m."logEpoch", m."logSequence"
+        FROM "Message" m
+        WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+          AND m."seq" >= $2 AND m."seq" < $3
+        ORDER BY m."seq" DESC LIMIT $4
+    ) last
+    ORDER BY last."seq""#;
+
+/// Where a message stands in its session, if it is of this one.
+const SEQ: &str = r#"
+    SELECT m."seq" FROM "Message" m JOIN "ChatSession" s ON s."id" = m."chatSessionId"
+    WHERE m."id" = $2 AND s."sessionId" = $1"#;
 
 /// A session's messages from one of them on, or from the first if that one is not of this session;
 /// with them, as of the same moment, how far the session's partition is stored.
@@ -163,6 +183,7 @@ const SCHEMA_VERSION: &str = r#"SELECT max("version") FROM "_sqlx_migrations" WH
 #[derive(Clone)]
 pub struct History {
     pool: PgPool,
+    turns: Arc<Semaphore>,
 }
 
 /// A message as it is stored.
@@ -243,6 +264,22 @@ pub struct StoredSession {
     pub user_agent: Option<String>,
     /// When it was opened.
     pub created_at: PrimitiveDateTime,
+}
+
+/// A place in the list of sessions, newest first: that of one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// When it was opened.
+    pub created_at: PrimitiveDateTime,
+    /// Its primary key.
+    pub id: String,
+}
+
+impl StoredSession {
+    /// Where it stands in the list.
+    pub fn place(&self) -> Place {
+        Place { created_at: self.created_at, id: self.id.clone() }
+    }
 }
 
 /// Rows, and how far their partition was stored when they were read.
@@ -341,11 +378,13 @@ impl History {
             .clone()
             .application_name("chat-gateway")
             .options([("statement_timeout", STATEMENT_TIMEOUT_MS.to_string())]);
+        let connections = database.connection_limit.unwrap_or(CONNECTIONS).max(1);
+        let turns = (connections / 2).max(1);
         let pool = PgPoolOptions::new()
-            .max_connections(database.connection_limit.unwrap_or(CONNECTIONS))
+            .max_connections(connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(options);
-        Self { pool }
+        Self { pool, turns: Arc::new(Semaphore::new(turns as usize)) }
     }
 
     /// The connections, to be counted.
@@ -377,17 +416,53 @@ impl History {
         answered(query.fetch_one(&self.pool)).await
     }
 
-    /// At most `limit` messages of a session after `seq`, oldest first. An adopter's session may have
-    /// any text as its id.
+    /// At most `limit` messages of a session, oldest first: the first with these `seq`s. An adopter's
+    /// session may have any text as its id.
     pub async fn messages(
         &self,
         session: &str,
-        seq: i64,
+        seqs: Range<i64>,
         limit: u16,
     ) -> sqlx::Result<Vec<StoredMessage>> {
-        let query =
-            sqlx::query_as(MESSAGES).bind(session.to_owned()).bind(seq).bind(i64::from(limit));
+        self.messages_by(MESSAGES, session, seqs, limit).await
+    }
+
+    /// The same, the last with these `seq`s.
+    pub async fn last_messages(
+        &self,
+        session: &str,
+        seqs: Range<i64>,
+        limit: u16,
+    ) -> sqlx::Result<Vec<StoredMessage>> {
+        self.messages_by(LAST_MESSAGES, session, seqs, limit).await
+    }
+
+    async fn messages_by(
+        &self,
+        sql: &'static str,
+        session: &str,
+        seqs: Range<i64>,
+        limit: u16,
+    ) -> sqlx::Result<Vec<StoredMessage>> {
+        let query = sqlx::query_as(sql)
+            .bind(session.to_owned())
+            .bind(seqs.start)
+            .bind(seqs.end)
+            .bind(i64::from(limit));
         answered(query.fetch_all(&self.pool)).await
+    }
+
+    /// The `seq` of a message, if it is stored and of this session.
+    pub async fn seq_of(&self, session: &str, id: &str) -> sqlx::Result<Option<i64>> {
+        let query = sqlx::query_scalar(SEQ).bind(session.to_owned()).bind(id.to_owned());
+        answered(query.fetch_optional(&self.pool)).await
+    }
+
+    /// Waits for leave to read much. Whoever reads without a limit asks before each statement, and
+    /// all of them together never take every connection.
+    pub async fn turn(&self) -> sqlx::Result<OwnedSemaphorePermit> {
+        let turn = Arc::clone(&self.turns).acquire_owned();
+        answered(async { turn.await.map_err(|_| sqlx::Error::PoolClosed) }).await
     }
 
     /// At most `limit` messages of a session from the one with this id on, or from the first if that
@@ -407,15 +482,15 @@ impl History {
         Snapshot::of(answered(query.fetch_all(&self.pool)).await?)
     }
 
-    /// At most `limit` sessions after the given one, newest first.
+    /// At most `limit` sessions behind the given place, newest first.
     pub async fn sessions(
         &self,
-        after: Option<&StoredSession>,
+        behind: Option<&Place>,
         limit: u16,
     ) -> sqlx::Result<Vec<StoredSession>> {
         let query = sqlx::query_as(SESSIONS)
-            .bind(after.map(|session| session.created_at))
-            .bind(after.map(|session| session.id.clone()).unwrap_or_default())
+            .bind(behind.map(|place| place.created_at))
+            .bind(behind.map(|place| place.id.clone()).unwrap_or_default())
             .bind(i64::from(limit));
         answered(query.fetch_all(&self.pool)).await
     }

@@ -6,6 +6,7 @@
 //! in their [`inboxes`]; [`presence`] is who is connected, here or to another gateway.
 
 pub mod ai_mode;
+pub mod answers;
 pub mod auth;
 pub mod chats;
 pub mod client_info;
@@ -23,8 +24,10 @@ pub mod lane;
 pub mod listing;
 pub mod lists;
 pub mod metrics;
+pub mod openapi;
 pub mod opened;
 pub mod ops;
+pub mod paging;
 pub mod payload;
 pub mod peers;
 pub mod presence;

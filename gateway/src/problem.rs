@@ -1,11 +1,16 @@
 //! Errors over HTTP: `application/problem+json`, RFC 9457.
 
+use std::time::Duration;
+
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::error::{ClientError, ErrorCode};
 use crate::metrics::METRICS;
+
+/// When to try again while a service is away: it may be back at any time.
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// What went wrong with a request.
 #[derive(Debug, Serialize)]
@@ -19,13 +24,18 @@ pub struct Problem {
     /// For programs, where the sockets' errors have a code for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<ErrorCode>,
+    /// When to try again, in seconds: the header `Retry-After`.
+    #[serde(skip)]
+    pub retry_after: Option<u64>,
 }
 
 impl Problem {
     /// A problem with a text for people.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
-        Self { status: status.as_u16(), title, detail: detail.into(), code: None }
+        let passes = status == StatusCode::SERVICE_UNAVAILABLE;
+        let retry_after = passes.then_some(RETRY_AFTER_SECONDS);
+        Self { status: status.as_u16(), title, detail: detail.into(), code: None, retry_after }
     }
 
     /// Nothing is served at this path.
@@ -51,7 +61,9 @@ impl From<ClientError> for Problem {
             ErrorCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             ErrorCode::Overloaded | ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Self { code: Some(error.code), ..Self::new(status, error.message) }
+        let problem = Self::new(status, error.message);
+        let asked = error.retry_after_ms.map(|ms| Duration::from_millis(ms).as_secs() + 1);
+        Self { code: Some(error.code), retry_after: asked.or(problem.retry_after), ..problem }
     }
 }
 
@@ -70,6 +82,7 @@ impl IntoResponse for Problem {
         // RFC 9110, section 11.6.1: a 401 says how to authenticate.
         let challenge = status == StatusCode::UNAUTHORIZED;
         let challenge = challenge.then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
-        (status, kind, challenge, body).into_response()
+        let retry = self.retry_after.map(|seconds| [(header::RETRY_AFTER, seconds.to_string())]);
+        (status, kind, challenge, retry, body).into_response()
     }
 }

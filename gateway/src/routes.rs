@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use socketioxide::{ParserConfig, SocketIo};
 use tower::Layer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -17,7 +18,7 @@ use crate::auth::{self, Action};
 use crate::config::{Config, Origins};
 use crate::problem::Problem;
 use crate::ready::Readiness;
-use crate::{Gateway, chats, events};
+use crate::{Gateway, answers, chats, events, openapi};
 
 /// Packets that wait for a client at a time. The library's 128 lost most of a burst of 1,000; room
 /// costs nothing while it is empty.
@@ -35,6 +36,13 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
         .route("/ready", get(move || async move { readiness.answer().await }))
         .route("/api/chats", get(chats::list).route_layer(may(Action::ListChats)))
         .route("/api/chats/{session_id}", get(chats::messages).route_layer(may(Action::ReadChat)))
+        .route(
+            "/api/chats/{session_id}/messages",
+            post(answers::take).route_layer(may(Action::PostMessage)),
+        )
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
+        .layer(DefaultBodyLimit::max(gateway.config.max_payload_bytes))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .with_state(Arc::clone(gateway));
@@ -91,5 +99,7 @@ fn cors(origins: &Origins) -> CorsLayer {
         ])
         // A `*` would not cover Authorization.
         .allow_headers(AllowHeaders::mirror_request())
+        // Scripts see no others.
+        .expose_headers([header::LINK, header::RETRY_AFTER])
         .max_age(PREFLIGHT_MAX_AGE)
 }

@@ -9,6 +9,7 @@ use shared::message::Sender;
 use shared::request::{NewMessage, Request};
 use tokio::time::Instant;
 
+use crate::Gateway;
 use crate::auth::Action;
 use crate::connection::{Answer, Connection};
 use crate::error::{ClientError, ErrorCode};
@@ -16,7 +17,7 @@ use crate::known::Known;
 use crate::lane::Job;
 use crate::metrics::METRICS;
 use crate::payload::RawEvent;
-use crate::publisher::Publisher;
+use crate::publisher::{OnItsWay, Publisher};
 
 /// What a client sends.
 #[derive(Deserialize)]
@@ -29,9 +30,16 @@ struct Payload {
 
 /// The answer to a send that is in the log.
 #[derive(Serialize)]
-struct Accepted<'a> {
+pub struct Accepted<'a> {
     id: &'a MessageId,
     status: &'static str,
+}
+
+impl<'a> Accepted<'a> {
+    /// The message with this id is in the log.
+    pub fn new(id: &'a MessageId) -> Self {
+        Self { id, status: "accepted" }
+    }
 }
 
 /// The event that tells of a send that nobody waits for an answer to.
@@ -110,22 +118,31 @@ fn parse(
     Ok((session, NewMessage { id, sender: asked.sender, content, is_ai: false }))
 }
 
+/// Puts a message on its way into the log, if its session exists.
+pub async fn put(
+    gateway: &Gateway,
+    session: SessionId,
+    message: NewMessage,
+    deadline: Instant,
+) -> Result<OnItsWay, ClientError> {
+    match tokio::time::timeout_at(deadline, gateway.known.check(session)).await {
+        Ok(Known::Yes) => {}
+        Ok(Known::No) => return Err(ClientError::session_not_found()),
+        Ok(Known::Unsure) => return Err(ClientError::unavailable()),
+        Err(_) => return Err(ClientError::overloaded()),
+    }
+    gateway.publisher.publish(session, &Request::Message(message), deadline).await
+}
+
 impl Job for SendJob {
     async fn run(self) {
         let Self { connection, session, message, deadline, asked } = self;
-        let gateway = &connection.gateway;
-        match tokio::time::timeout_at(deadline, gateway.known.check(session)).await {
-            Ok(Known::Yes) => {}
-            Ok(Known::No) => return asked.refuse(&ClientError::session_not_found()),
-            Ok(Known::Unsure) => return asked.refuse(&ClientError::unavailable()),
-            Err(_) => return asked.refuse(&ClientError::overloaded()),
-        }
         let id = message.id.clone();
-        match gateway.publisher.publish(session, &Request::Message(message), deadline).await {
+        match put(&connection.gateway, session, message, deadline).await {
             // The next send need not wait for this one's ack: the log keeps their order.
             Ok(on_its_way) => drop(tokio::spawn(async move {
                 match on_its_way.accepted().await {
-                    Ok(()) => asked.answer.send(&Accepted { id: &id, status: "accepted" }),
+                    Ok(()) => asked.answer.send(&Accepted::new(&id)),
                     Err(error) => asked.refuse(&error),
                 }
             })),

@@ -24,6 +24,7 @@ async fn the_clients_of_the_documentation_work() {
     the_readme_snippet(&stack).await;
     the_test_client_of_the_node_server(&stack).await;
     the_browser_console_example(&stack).await;
+    the_bot(&stack).await;
 }
 
 async fn the_readme_snippet(stack: &Stack) {
@@ -52,4 +53,8 @@ async fn the_browser_console_example(stack: &Stack) {
     let output = until(stack, "Message received:", "browser-console.mjs").await;
     assert!(output.starts_with("Connected!\nSession: "), "{output}");
     assert_eq!(count(&output, "content: 'Test from browser!'"), 1, "{output}");
+}
+
+async fn the_bot(stack: &Stack) {
+    stack.node_test("bot.test.mjs", &[]).await;
 }

@@ -48,6 +48,7 @@ fn check(start: &str, end: &str, wanted: &str) {
 #[test]
 fn settings_and_snippet_are_as_the_programs_have_them() {
     check("<!-- settings -->\n", "<!-- end -->", &settings_table());
+    check("<!-- bot -->\n```js\n", "```\n", &read("tests/client/bot.mjs"));
     check("<!-- snippet -->\n```js\n", "```\n", &read("tests/client/snippet.mjs"));
 }
 
@@ -113,8 +114,13 @@ fn every_event_of_a_client_is_described() {
 #[test]
 fn every_route_is_described() {
     let routes = read("gateway/src/routes.rs");
-    let paths = routes.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next());
-    let served = paths.map(|path| format!("GET {}", path.replace("{session_id}", ":sessionId")));
+    let routes = routes.split(".route(").skip(1).filter_map(|rest| rest.split_once(','));
+    let served = routes.map(|(path, handler)| {
+        let method = handler.trim().split('(').next().expect("a method").to_uppercase();
+        let path = path.trim().trim_matches('"').replace("{session_id}", ":sessionId");
+        format!("{method} {path}")
+    });
+    // `starting` serves one of them before the others.
     assert_eq!(first_column(&section("routes")), served.collect());
 }
 
