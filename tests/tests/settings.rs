@@ -95,6 +95,8 @@ const GATEWAY_MISTAKES: &[(&str, &str)] = &[
     ("PORT", "http"),
     ("PORT", "65536"),
     ("ALLOW_INSECURE_OPEN", "maybe"),
+    ("JWT_SECRET", "hunter2"),
+    ("JWT_PUBLIC_KEY", "hunter2"),
     ("CORS_ORIGINS", "shop.example"),
     ("CORS_ORIGINS", "https://shop.example,*"),
     ("MAX_CONTENT_CHARS", "0"),
