@@ -19,7 +19,7 @@ use crate::error::{ClientError, ErrorCode};
 use crate::problem::Problem;
 
 /// Before the token in a header.
-const BEARER: &[u8] = b"Bearer ";
+const BEARER: &[u8] = b"Bearer";
 
 /// What somebody is to the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,9 +96,14 @@ impl Caller {
         Self { role, subject: None, expires_at: None }
     }
 
+    /// Whether its rights have ended.
+    pub fn has_expired(&self) -> bool {
+        self.expires_at.is_some_and(|end| end <= OffsetDateTime::now_utc())
+    }
+
     /// Whether it has this right now.
     pub fn may(&self, action: Action) -> Result<(), ClientError> {
-        if self.expires_at.is_some_and(|end| end <= OffsetDateTime::now_utc()) {
+        if self.has_expired() {
             return Err(ClientError::new(ErrorCode::Unauthorized, "the token has expired"));
         }
         match self.role {
@@ -167,9 +172,10 @@ pub async fn require(
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     headers.get_all(header::AUTHORIZATION).iter().find_map(|value| {
         let (scheme, token) = value.as_bytes().split_at_checked(BEARER.len())?;
-        // What is no text is no valid token, and surely not none.
+        let ends = token.first().is_none_or(u8::is_ascii_whitespace);
+        // What is no text, or nothing, is no valid token, and surely not none.
         let token = || std::str::from_utf8(token).unwrap_or_default().trim();
-        scheme.eq_ignore_ascii_case(BEARER).then(token)
+        (ends && scheme.eq_ignore_ascii_case(BEARER)).then(token)
     })
 }
 
@@ -232,7 +238,8 @@ mod tests {
         };
         assert_eq!(token("Bearer abc").as_deref(), Some("abc"));
         assert_eq!(token("bearer  abc ").as_deref(), Some("abc"));
-        assert_eq!(token("Bearer ").as_deref(), Some(""));
+        assert_eq!(token("Bearer").as_deref(), Some(""));
+        assert_eq!(token("Bearers abc"), None);
         assert_eq!(token("Basic YTpi"), None);
     }
 }

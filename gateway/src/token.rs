@@ -92,7 +92,13 @@ impl Keys {
     /// Who shows this token; the error says what is wrong with it.
     pub fn caller(&self, token: &str) -> Result<Caller, ClientError> {
         let claims = self.verify(token).map_err(|error| unauthorized(&error))?;
-        caller(claims).ok_or_else(|| refused("the token's sub or exp cannot be used"))
+        let caller =
+            caller(claims).ok_or_else(|| refused("the token's sub or exp cannot be used"))?;
+        // The library counts in whole seconds: by ours it may be over already.
+        if caller.has_expired() {
+            return Err(unauthorized(&ErrorKind::ExpiredSignature.into()));
+        }
+        Ok(caller)
     }
 
     fn verify(&self, token: &str) -> Result<Claims, Error> {
