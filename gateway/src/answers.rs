@@ -60,7 +60,9 @@ pub async fn take(
     let message =
         NewMessage { id: id.clone(), sender: Sender::Admin, content, is_ai: payload.is_ai };
     let on_its_way = send::put(&gateway, session, message, Publisher::deadline()).await?;
-    on_its_way.accepted().await?;
+    let sequence = on_its_way.accepted().await?;
+    let partition = gateway.config.log.partitions.partition_of(session);
+    send::tell_accepted(&id, session, partition, sequence);
     let kind = [(header::CONTENT_TYPE, chats::JSON)];
     Ok((StatusCode::ACCEPTED, kind, Json(Accepted::new(&id))).into_response())
 }

@@ -8,6 +8,7 @@ use socketioxide::extract::{AckSender, SocketRef};
 use socketioxide::{SendError, SocketError};
 use time::OffsetDateTime;
 use tokio::task::AbortHandle;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::Gateway;
 use crate::auth::{Caller, Role};
@@ -193,6 +194,7 @@ pub struct Answer {
     /// Whether the client waits for the answer.
     pub wanted: bool,
     ack: AckSender,
+    _under_way: TaskTrackerToken,
 }
 
 /// An answer that is only an error.
@@ -202,9 +204,9 @@ struct Refusal<'a> {
 }
 
 impl Answer {
-    /// The answer to an event of this socket.
-    pub fn new(socket: SocketRef, ack: AckSender, wanted: bool) -> Self {
-        Self { socket, wanted, ack }
+    /// The answer to an event of this socket; the gateway does not stop before it is given.
+    pub fn new(gateway: &Gateway, socket: SocketRef, ack: AckSender, wanted: bool) -> Self {
+        Self { socket, wanted, ack, _under_way: gateway.answers.token() }
     }
 
     /// Answers, if the client waits for it.

@@ -190,6 +190,15 @@ impl Delivery {
 
     fn deliver(&self, session: SessionId, saved: &Saved, recorded_at: Option<OffsetDateTime>) {
         let somebody_is_there = self.gateway.emit(session, saved);
+        if somebody_is_there {
+            tracing::debug!(
+                message_id = message_id(&saved.json),
+                session = session.short(),
+                partition = %self.gateway.config.log.partitions.partition_of(session),
+                sequence = saved.position.sequence,
+                "emitted"
+            );
+        }
         if let (true, Some(recorded_at)) = (somebody_is_there, recorded_at) {
             METRICS.delivery_seconds.observe(seconds_since(recorded_at));
         }
@@ -200,6 +209,15 @@ impl Delivery {
 fn saved(payload: &[u8], position: Position) -> Option<Saved> {
     let json: Box<RawValue> = serde_json::from_slice(payload).ok()?;
     Some(Saved { position, json: json.into() })
+}
+
+/// For the log; a message is not parsed to be emitted.
+fn message_id(json: &RawValue) -> String {
+    #[derive(serde::Deserialize)]
+    struct Identified {
+        id: String,
+    }
+    serde_json::from_str(json.get()).map(|Identified { id }| id).unwrap_or_default()
 }
 
 /// Where every partition stands, read after the server surely knows the subscription.

@@ -75,6 +75,11 @@ impl ClientError {
         Self::new(ErrorCode::Overloaded, "too busy, nothing was taken: try again")
     }
 
+    /// The gateway ends: nothing was taken.
+    pub fn stopping() -> Self {
+        Self::new(ErrorCode::Unavailable, "this gateway is stopping: come back and send it again")
+    }
+
     /// A service did not answer.
     pub fn unavailable() -> Self {
         Self::new(ErrorCode::Unavailable, "not available now: send it again with a clientOffset")

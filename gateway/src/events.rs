@@ -41,7 +41,11 @@ fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
     let expiry = Connection::end_with_token(&connection, socket);
     let leaving = Arc::clone(&connection);
     socket.on_fallback(move |socket: SocketRef, event: RawEvent, ack: AckSender| {
-        dispatch(&connection, &event, Answer::new(socket, ack, event.wants_ack));
+        dispatch(
+            &connection,
+            &event,
+            Answer::new(&connection.gateway, socket, ack, event.wants_ack),
+        );
         ready(())
     });
     socket.on_disconnect(move |socket: SocketRef| {

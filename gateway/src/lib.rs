@@ -50,6 +50,7 @@ use shared::lifecycle::Stop;
 use shared::log;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 use crate::ai_mode::AiModes;
 use crate::config::Config;
@@ -65,8 +66,8 @@ use crate::publisher::Publisher;
 use crate::ready::Readiness;
 use crate::rooms::{Rooms, Saved};
 
-/// Longest wait for the sends that are on their way when the stop comes; their acks have a bound of
-/// their own below it.
+/// Longest wait for the answers to what clients asked before the stop; each has a bound of its own
+/// below it. A short deadline leaves half of itself to it.
 const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for sockets to close: one that does not read would hold it for ever.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -95,6 +96,10 @@ pub struct Gateway {
     pub lists: Lists,
     /// The way of switches to all inboxes.
     pub ai_modes: AiModes,
+    /// Answers that are under way.
+    pub answers: TaskTracker,
+    /// Once it is asked for, nothing new is begun.
+    pub stop: Stop,
 }
 
 impl Gateway {
@@ -144,6 +149,8 @@ pub async fn run(
         inboxes: Inboxes::default(),
         lists,
         ai_modes: AiModes::new(nats.clone()),
+        answers: TaskTracker::new(),
+        stop: stop.clone(),
         config,
     });
     let Some(delivery) = Delivery::start(&gateway, &nats, &log, &stop).await? else {
@@ -171,7 +178,9 @@ pub async fn run(
         Some(ended) = tasks.join_next() => { ended??; anyhow::bail!("a task ended that should run for ever") }
     }
     let shutdown = async {
-        tokio::time::timeout(IN_FLIGHT_TIMEOUT, gateway.publisher.settled()).await.ok();
+        gateway.answers.close();
+        let in_flight = IN_FLIGHT_TIMEOUT.min(gateway.config.shutdown / 2);
+        tokio::time::timeout(in_flight, gateway.answers.wait()).await.ok();
         // Emitting after the close would panic: delivery ends first.
         delivering.cancel();
         tokio::time::timeout(CLOSE_TIMEOUT, io.close()).await.ok();

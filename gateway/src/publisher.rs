@@ -93,21 +93,16 @@ impl Publisher {
             .await
             .unwrap_or_else(|_| Err(ClientError::overloaded()))
     }
-
-    /// Waits until nothing is on its way.
-    pub async fn settled(&self) {
-        drop(self.places.acquire_many(IN_FLIGHT_MAX).await);
-    }
 }
 
 impl OnItsWay {
-    /// Waits until the request is in the log.
-    pub async fn accepted(self) -> Result<(), ClientError> {
+    /// Waits until the request is in the log, and says where it stands.
+    pub async fn accepted(self) -> Result<u64, ClientError> {
         match tokio::time::timeout_at(self.deadline, self.ack.into_future()).await {
-            Ok(Ok(_)) => {
+            Ok(Ok(ack)) => {
                 let left = self.deadline.saturating_duration_since(Instant::now());
                 METRICS.accept_seconds.observe((ANSWER_TIMEOUT.saturating_sub(left)).as_secs_f64());
-                Ok(())
+                Ok(ack.sequence)
             }
             Ok(Err(error)) => Err(client_error(&error)),
             Err(_) => Err(ClientError::unavailable()),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use shared::content::{ClientOffset, Content};
 use shared::ids::{MessageId, SessionId};
 use shared::message::Sender;
+use shared::partition::Partition;
 use shared::request::{NewMessage, Request};
 use tokio::time::Instant;
 
@@ -73,6 +74,7 @@ struct Asked {
 pub fn on_send(connection: &Arc<Connection>, sender: Sender, event: &RawEvent, answer: Answer) {
     let mut asked = Asked { answer, sender, session_id: None, client_offset: None };
     match parse(event, &mut asked, connection) {
+        Ok(_) if connection.gateway.stop.is_cancelled() => asked.refuse(&ClientError::stopping()),
         Ok((session, message)) => {
             let deadline = Publisher::deadline();
             let job =
@@ -134,15 +136,26 @@ pub async fn put(
     gateway.publisher.publish(session, &Request::Message(message), deadline).await
 }
 
+/// So that one message can be followed by its id.
+pub fn tell_accepted(id: &MessageId, session: SessionId, partition: Partition, sequence: u64) {
+    tracing::debug!(
+        message_id = %id, session = session.short(), %partition, sequence, "accepted"
+    );
+}
+
 impl Job for SendJob {
     async fn run(self) {
         let Self { connection, session, message, deadline, asked } = self;
         let id = message.id.clone();
+        let partition = connection.gateway.config.log.partitions.partition_of(session);
         match put(&connection.gateway, session, message, deadline).await {
             // The next send need not wait for this one's ack: the log keeps their order.
             Ok(on_its_way) => drop(tokio::spawn(async move {
                 match on_its_way.accepted().await {
-                    Ok(()) => asked.answer.send(&Accepted::new(&id)),
+                    Ok(sequence) => {
+                        tell_accepted(&id, session, partition, sequence);
+                        asked.answer.send(&Accepted::new(&id));
+                    }
                     Err(error) => asked.refuse(&error),
                 }
             })),

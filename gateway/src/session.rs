@@ -13,7 +13,7 @@ use crate::Gateway;
 use crate::auth::Action;
 use crate::client_info;
 use crate::connection::{Answer, Connection, ReadJob};
-use crate::error::ClientError;
+use crate::error::{ClientError, ErrorCode};
 use crate::history::{Snapshot, StoredMessage};
 use crate::known::Known;
 use crate::lane::Job;
@@ -91,6 +91,11 @@ pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, answer: A
     if let Err(error) = connection.caller.may(Action::InitSession) {
         return answer.send(&NotJoined { session_id: given.as_deref(), error: &error });
     }
+    if connection.gateway.stop.is_cancelled() {
+        METRICS.refuse(ErrorCode::Unavailable);
+        let error = ClientError::stopping();
+        return answer.send(&NotJoined { session_id: given.as_deref(), error: &error });
+    }
     let session = given.as_deref().and_then(|text| SessionId::parse(text).ok());
     let new = session.is_some_and(|session| connection.join(session, &answer.socket));
     let after = payload.after.map(|after| after.as_str().unwrap_or_default().to_owned());
@@ -158,6 +163,7 @@ impl SessionJob {
             .await?
             .accepted()
             .await
+            .map(drop)
     }
 
     /// Gives the socket what it missed; what was said meanwhile follows behind.

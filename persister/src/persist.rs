@@ -1,7 +1,7 @@
 //! The loop. A *term* lasts while the owned partitions, the connection and the log stay as they
 //! are; when one of them changes, the next term starts again from the committed offsets.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream::Stream};
@@ -15,7 +15,7 @@ use shared::timestamp::seconds_since;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::announcer::Announcer;
-use crate::batch::{self, Batch, Record};
+use crate::batch::{self, Batch, Place, Record};
 use crate::metrics::METRICS;
 use crate::ownership::{LOOK_INTERVAL, Owned};
 use crate::reader::LogReader;
@@ -274,6 +274,7 @@ impl Term {
             }
         }
         measure(batch, committed);
+        tell(batch, committed);
         self.announcer.announce(batch, committed).await;
         for reject in &batch.rejects {
             let place = reject.record.place;
@@ -309,6 +310,20 @@ fn measure(batch: &Batch, committed: &Committed) {
     }
     let new = stored.len() + opened.len() + orphaned.len();
     METRICS.duplicates.inc_by(u64::saturating_sub(claimed, new as u64));
+}
+
+/// So that one message can be followed through the logs of both services.
+fn tell(batch: &Batch, committed: &Committed) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    let stored: HashSet<u64> = committed.stored.iter().map(|(sequence, _)| *sequence).collect();
+    for row in batch.messages.iter().filter(|row| stored.contains(&row.place.sequence)) {
+        let Place { partition, sequence, .. } = row.place;
+        tracing::debug!(
+            message_id = %row.new.id, session = row.session.short(), %partition, sequence, "stored"
+        );
+    }
 }
 
 /// Waits for what ends a term from outside.

@@ -28,7 +28,12 @@ pub struct Conversation {
 impl Conversation {
     /// Begins to talk through the first gateway.
     pub async fn begin(stack: &Stack, puppet: &Puppet) -> Self {
-        let url = stack.gateway(0).url("");
+        Self::begin_on(stack, puppet, 0).await
+    }
+
+    /// Begins to talk through a gateway, counted from 0.
+    pub async fn begin_on(stack: &Stack, puppet: &Puppet, gateway: usize) -> Self {
+        let url = stack.gateway(gateway).url("");
         let visitor = puppet.client(&url, &["websocket"]).await;
         let admin = puppet.client(&url, &["polling"]).await;
         let session = text(&visitor.stay(None).await, "sessionId");
@@ -61,11 +66,11 @@ impl Conversation {
     }
 
     /// Ends it: what was accepted is stored exactly once and in order, and both have seen exactly
-    /// what is stored, each message once and all in one order.
+    /// what is stored, each message once and all in one order. What the visitor and the admin said.
     ///
     /// # Panics
     /// That is how it fails.
-    pub async fn end(self, stack: &Stack) {
+    pub async fn end(self, stack: &Stack) -> [Talk; 2] {
         let talks = [self.visitor.hush().await, self.admin.hush().await];
         let accepted = talks.iter().map(|talk| talk.accepted.len()).sum();
         eventually(RECOVERS_WITHIN, "everything accepted is stored", async || {
@@ -92,6 +97,7 @@ impl Conversation {
         for (talk, sender) in talks.iter().zip(["user", "admin"]) {
             assert_said(&stored, sender, talk);
         }
+        talks
     }
 
     /// The session's messages over REST.

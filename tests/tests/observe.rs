@@ -173,3 +173,74 @@ fn promtool(args: &[&str], input: Option<String>) {
         Err(error) => eprintln!("NOT CHECKED with promtool {args:?}: {error}"),
     }
 }
+
+/// The lines of a log in JSON that carry this message's id.
+fn lines_of(service: &Service, message: &str) -> Vec<Value> {
+    let logs = service.logs();
+    let lines = logs.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["message_id"] == message).collect()
+}
+
+#[tokio::test]
+async fn one_message_can_be_followed_by_its_id_from_socket_to_room() {
+    // All of debug would have the library print what clients send.
+    let ours = "gateway=debug,persister=debug,info";
+    let stack = Stack::builder().env("RUST_LOG", ours).env("LOG_FORMAT", "json").start().await;
+    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = enter(&client).await;
+    let ack = say(&client, &session, "what nobody else may read").await;
+    let id = ack["id"].as_str().expect("an id");
+    eventually(SOON, "it is seen", async || client.messages().await.len() == 1).await;
+    let of_gateway = lines_of(stack.gateway(0), id);
+    let of_persister = lines_of(stack.persister(0), id);
+    let mut places = BTreeSet::new();
+    for (lines, what) in
+        [(&of_gateway, "accepted"), (&of_persister, "stored"), (&of_gateway, "emitted")]
+    {
+        let line = lines.iter().find(|line| line["message"] == what).expect(what);
+        assert_eq!(line["session"], session[..8], "{line}");
+        places.insert(format!("{}/{}", line["partition"], line["sequence"]));
+    }
+    assert_eq!(places.len(), 1, "one place in the log: {places:?}");
+    for service in [stack.gateway(0), stack.persister(0)] {
+        assert!(!service.logs().contains("what nobody else may read"), "contents are not logged");
+    }
+}
+
+/// At the level that everybody has, also through a fault and a stop.
+#[tokio::test]
+async fn nothing_personal_is_logged_above_debug() {
+    let stack = Stack::start().await;
+    let agent = "Visitors-Browser/9.9";
+    let polled = stack.http().get(stack.url("/socket.io/?EIO=4&transport=polling"));
+    polled.header("user-agent", agent).send().await.expect("an answer");
+    let client = Puppet::start().await.client(&stack.url(""), &["polling"]).await;
+    let session = enter(&client).await;
+    let content = "what nobody else may read";
+    let ack = say(&client, &session, content).await;
+    eventually(SOON, "it is seen", async || client.messages().await.len() == 1).await;
+    // A record that is set aside is what is written about most.
+    let stream = async_nats::jetstream::new(stack.nats_client().await);
+    let subject = format!("chat.requests.3.{}", "22222222-2222-4222-8222-222222222222");
+    stream.publish(subject, content.into()).await.expect("sent").await.expect("taken");
+    eventually(SOON, "it is set aside", async || {
+        sum(stack.persister(0), "chat_persister_dead_letters_added_total").await > 0.0
+    })
+    .await;
+    stack.nats().kill().await;
+    say(&client, &session, content).await;
+    stack.nats().start().await;
+    eventually(SOON, "it is accepted", async || {
+        say(&client, &session, content).await["status"] == "accepted"
+    })
+    .await;
+    for service in [stack.gateway(0), stack.persister(0)] {
+        assert!(service.terminate().await.success());
+        let logs = service.logs();
+        assert!(logs.contains("stopping"), "{logs}");
+        let id = ack["id"].as_str().expect("an id");
+        for personal in [content, &session, agent, id, "22222222-2222-4222"] {
+            assert!(!logs.contains(personal), "{personal}: {logs}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! SIGTERM: what is under way is finished, who is connected comes back, and whoever asks is told.
+
+#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::{Client, Conversation, Puppet, Service, Stack, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+/// `SHUTDOWN_SECONDS`, and a little for the way to it.
+const STOPS_WITHIN: Duration = Duration::from_secs(12);
+/// "At once", on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// As shells report a process that SIGTERM ended.
+const FORCED: i32 = 143;
+
+async fn enter(client: &Client) -> String {
+    client.stay(None).await["sessionId"].as_str().expect("an id").to_owned()
+}
+
+async fn say(client: &Client, session: &str, content: &str) -> Value {
+    client.ask("user_message", json!({ "sessionId": session, "content": content })).await
+}
+
+/// Whether operators are told that it stops.
+async fn says_that_it_stops(service: &Service) -> bool {
+    let Ok(answer) = reqwest::get(service.ops_url("/ready")).await else { return false };
+    let status = answer.status();
+    let text = answer.text().await.unwrap_or_default();
+    status == 503 && text.starts_with("service: stopping\n") && text.contains("postgres: ")
+}
+
+async fn takes_connections(service: &Service) -> bool {
+    tokio::net::TcpStream::connect(("127.0.0.1", service.port())).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_gateway_that_stops_answers_what_is_under_way_begins_nothing_new_and_says_so() {
+    let stack = Stack::start().await;
+    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = enter(&client).await;
+    let gateway = stack.gateway(0);
+    stack.nats().pause().await;
+    let under_way = tokio::spawn({
+        let (client, session) = (client.clone(), session.clone());
+        async move { say(&client, &session, "under way").await }
+    });
+    eventually(SOON, "it is under way", async || {
+        let metrics = reqwest::get(gateway.ops_url("/metrics")).await.expect("metrics");
+        metrics.text().await.expect("metrics").contains("chat_gateway_publishes_in_flight 1")
+    })
+    .await;
+    gateway.ask_to_stop();
+    eventually(AT_ONCE, "/ready turns false", async || says_that_it_stops(gateway).await).await;
+    assert!(!takes_connections(gateway).await, "it takes new sockets");
+    let refused = say(&client, &session, "too late").await;
+    assert_eq!(refused["error"]["code"], "unavailable", "{refused}");
+    stack.nats().resume().await;
+    let answer = under_way.await.expect("an answer");
+    assert_eq!(answer["status"], "accepted", "{answer}");
+    assert!(gateway.exit_status(STOPS_WITHIN).await.success(), "{}", gateway.logs());
+    let reasons = client.seen("disconnect").await;
+    assert!(!reasons.contains(&json!("io server disconnect")), "{reasons:?}");
+    gateway.start().await;
+    client.connected().await;
+    eventually(SOON, "it is delivered", async || client.messages().await.len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_persister_that_stops_finishes_its_batch_and_says_so() {
+    let stack = Stack::builder().own_postgres().start().await;
+    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = enter(&client).await;
+    let persister = stack.persister(0);
+    stack.postgres().pause().await;
+    assert_eq!(say(&client, &session, "under way").await["status"], "accepted");
+    persister.ask_to_stop();
+    eventually(SOON, "/ready turns false", async || says_that_it_stops(persister).await).await;
+    stack.postgres().resume().await;
+    assert!(persister.exit_status(STOPS_WITHIN).await.success(), "{}", persister.logs());
+    persister.start().await;
+    eventually(SOON, "it is delivered once", async || client.messages().await.len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_service_at_once() {
+    let stack = Stack::builder().own_postgres().start().await;
+    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = enter(&client).await;
+    stack.postgres().pause().await;
+    stack.nats().pause().await;
+    client.tell("user_message", json!({ "sessionId": session, "content": "never" })).await;
+    for service in [stack.gateway(0), stack.persister(0)] {
+        service.ask_to_stop();
+        eventually(SOON, "it stops", async || says_that_it_stops(service).await).await;
+        let asked = Instant::now();
+        service.ask_to_stop();
+        assert_eq!(service.exit_status(AT_ONCE).await.code(), Some(FORCED));
+        assert!(asked.elapsed() < AT_ONCE);
+    }
+    stack.nats().resume().await;
+    stack.postgres().resume().await;
+}
+
+/// Codes of a client that lost its connection while an answer was on its way: nobody can tell it.
+const CUT: &str = "socket has been disconnected";
+
+#[tokio::test]
+async fn a_rolling_restart_loses_nothing_and_refuses_only_as_unavailable() {
+    let stack = Stack::builder().gateways(2).persisters(3).start().await;
+    let puppet = Puppet::start().await;
+    let mut conversations = Vec::new();
+    for number in 0..4 {
+        conversations.push(Conversation::begin_on(&stack, &puppet, number % 2).await);
+    }
+    for service in stack.gateways().iter().chain(stack.persisters()) {
+        assert!(service.terminate().await.success(), "{}", service.logs());
+        service.start().await;
+        for conversation in &conversations {
+            conversation.is_delivered(20).await;
+        }
+    }
+    for conversation in conversations {
+        for talk in conversation.end(&stack).await {
+            let others = |code: &&String| !["unavailable", CUT].contains(&code.as_str());
+            let refused: Vec<_> = talk.refused.iter().filter(others).collect();
+            assert!(refused.is_empty(), "{refused:?}");
+        }
+    }
+}
