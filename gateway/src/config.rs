@@ -12,7 +12,9 @@ use shared::settings::{self, Address, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, S
 use shared::telemetry::{Filter, LogFormat};
 
 use crate::auth::{Caller, Role};
+use crate::client_info::TrustedProxies;
 use crate::error::ClientError;
+use crate::limits::LimitSettings;
 use crate::listing::Zone;
 use crate::token::{Keys, PublicKeys, Secrets};
 
@@ -22,6 +24,13 @@ const CONTENT_CHARS_MAX: usize = 100_000;
 const PAYLOAD_BYTES_MIN: usize = 8_000;
 /// Larger packets are no chat.
 const PAYLOAD_BYTES_MAX: usize = 100_000_000;
+
+/// Less than any browser sends would refuse everybody.
+const HEADER_BYTES_MIN: usize = 1_024;
+/// Beyond that the server gives up by itself.
+const HEADER_BYTES_MAX: usize = 262_144;
+/// Longest times of HTTP connections, in seconds.
+const HTTP_SECONDS_MAX: u64 = 3_600;
 
 /// Settings that only the gateway has.
 pub const OWN: &[Setting] = &[
@@ -61,7 +70,39 @@ pub const OWN: &[Setting] = &[
     Setting {
         name: "CORS_ORIGINS",
         default: "*",
-        help: "Origins that browsers may call from, separated by commas; * is every origin",
+        help: "Origins that browsers may call and connect from, separated by commas; * is every origin",
+    },
+    Setting {
+        name: "TRUSTED_PROXIES",
+        default: "",
+        help: "Addresses and networks of proxies, separated by commas, whose Forwarded or X-Forwarded-For names \
+               the client, as 10.0.0.0/8,::1",
+    },
+    Setting {
+        name: "LIMITS",
+        default: "on",
+        help: "off takes the limits of messages, new sessions and sockets away, for load tests; sizes stay",
+    },
+    Setting {
+        name: "MESSAGES_PER_SECOND",
+        default: "20",
+        help: "Most events of one socket per second in the long run",
+    },
+    Setting { name: "MESSAGES_BURST", default: "200", help: "Most events of one socket at once" },
+    Setting {
+        name: "NEW_SESSIONS_PER_MINUTE",
+        default: "60",
+        help: "Most new sessions of one client address per minute; an IPv6 client's address is its /64",
+    },
+    Setting {
+        name: "SOCKETS_PER_ADDRESS",
+        default: "200",
+        help: "Most sockets of one client address at a time",
+    },
+    Setting {
+        name: "ROOMS_PER_SOCKET",
+        default: "1000",
+        help: "Most sessions that one socket may be in at a time",
     },
     Setting {
         name: "INBOX_TZ",
@@ -77,6 +118,21 @@ pub const OWN: &[Setting] = &[
         name: "MAX_PAYLOAD_BYTES",
         default: "1100000",
         help: "Most bytes of one Socket.IO packet; a larger one ends its connection",
+    },
+    Setting {
+        name: "MAX_HEADER_BYTES",
+        default: "16384",
+        help: "Most bytes of the headers of an HTTP request",
+    },
+    Setting {
+        name: "HEADER_SECONDS",
+        default: "15",
+        help: "Longest time that the headers of an HTTP request may take",
+    },
+    Setting {
+        name: "IDLE_SECONDS",
+        default: "75",
+        help: "Longest time that an HTTP connection stays open without a request, longer than that of your proxy",
     },
 ];
 
@@ -101,12 +157,38 @@ pub struct Config {
     pub cors_origins: Origins,
     /// Time zone of the clock times in the agents' lists.
     pub inbox_zone: Zone,
+    /// Whose word about a client's address is taken.
+    pub trusted_proxies: TrustedProxies,
+    /// Who may do how much.
+    pub limits: LimitSettings,
+    /// Bounds of HTTP connections.
+    pub http: HttpLimits,
     /// Most Unicode scalar values of a message.
     pub max_content_chars: usize,
     /// Most bytes of a Socket.IO packet.
     pub max_payload_bytes: usize,
     /// Longest time from the stop to the end.
     pub shutdown: Duration,
+}
+
+/// Bounds of an HTTP connection.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpLimits {
+    /// Most bytes of a request's headers.
+    pub header_bytes: usize,
+    /// Longest time from a request's first byte to the end of its headers.
+    pub header_time: Duration,
+    /// Longest wait for a request.
+    pub idle_time: Duration,
+}
+
+impl HttpLimits {
+    fn read(settings: &mut Settings) -> Self {
+        let mut seconds = |name| Duration::from_secs(settings.number(name, 1..=HTTP_SECONDS_MAX));
+        let (header_time, idle_time) = (seconds("HEADER_SECONDS"), seconds("IDLE_SECONDS"));
+        let header_bytes = settings.number("MAX_HEADER_BYTES", HEADER_BYTES_MIN..=HEADER_BYTES_MAX);
+        Self { header_bytes, header_time, idle_time }
+    }
 }
 
 impl Config {
@@ -164,6 +246,16 @@ pub enum Origins {
     List(Vec<HeaderValue>),
 }
 
+impl Origins {
+    /// Whether a browser may connect from this origin; what sends none is no browser.
+    pub fn allow(&self, origin: Option<&HeaderValue>) -> bool {
+        match (self, origin) {
+            (Self::Any, _) | (_, None) => true,
+            (Self::List(list), Some(origin)) => list.contains(origin),
+        }
+    }
+}
+
 impl FromStr for Origins {
     type Err = &'static str;
 
@@ -172,9 +264,10 @@ impl FromStr for Origins {
             return Ok(Self::Any);
         }
         let origin = |text: &str| {
-            let origin = text.trim().trim_end_matches('/');
+            // As browsers write it.
+            let origin = text.trim().trim_end_matches('/').to_ascii_lowercase();
             let valid = origin.starts_with("http://") || origin.starts_with("https://");
-            HeaderValue::from_str(origin).ok().filter(|_| valid)
+            HeaderValue::from_str(&origin).ok().filter(|_| valid)
         };
         let origins: Option<Vec<_>> = text.split(',').map(origin).collect();
         origins
@@ -196,6 +289,7 @@ pub fn from_environment() -> Result<Config, Mistakes> {
     let config = read(settings)?;
     shared::telemetry::start(filter, format);
     config.database.warn_of_unknown_parameters();
+    config.limits.warn();
     Ok(config)
 }
 
@@ -210,6 +304,9 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
         keys: keys(&mut settings),
         cors_origins: settings.get("CORS_ORIGINS"),
         inbox_zone: settings.get("INBOX_TZ"),
+        trusted_proxies: settings.optional("TRUSTED_PROXIES").unwrap_or_default(),
+        limits: LimitSettings::read(&mut settings),
+        http: HttpLimits::read(&mut settings),
         max_content_chars: settings.number("MAX_CONTENT_CHARS", 1..=CONTENT_CHARS_MAX),
         max_payload_bytes: settings
             .number("MAX_PAYLOAD_BYTES", PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX),

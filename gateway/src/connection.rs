@@ -97,6 +97,16 @@ impl Connection {
         }
     }
 
+    /// Whether the socket may be in this session too, or in a new one.
+    pub fn room(&self, session: Option<SessionId>) -> Result<(), ClientError> {
+        let joined = self.joined();
+        let is_in = |session| joined.rooms.iter().any(|room| room.session == session);
+        if session.is_some_and(is_in) {
+            return Ok(());
+        }
+        self.gateway.limits.room(joined.rooms.len())
+    }
+
     /// Joins a session's room; a socket that has left meanwhile joins nothing. `true` if it was not
     /// in the room before.
     pub fn join(&self, session: SessionId, socket: &SocketRef) -> bool {

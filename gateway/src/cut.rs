@@ -17,6 +17,8 @@ use socketioxide::TransportType;
 use socketioxide::extract::SocketRef;
 use tokio::net::TcpStream;
 
+use crate::timeouts::Activity;
+
 /// The TCP connection of a request, among its extensions.
 #[derive(Clone)]
 pub struct Wire(Weak<TcpStream>);
@@ -107,17 +109,25 @@ impl Wires {
 }
 
 /// A TCP connection that can be cut while it is served.
-pub struct SharedStream(Arc<TcpStream>);
+pub struct SharedStream {
+    stream: Arc<TcpStream>,
+    activity: Activity,
+}
 
 impl SharedStream {
     /// Shares the connection between the server and [`Wire`]s.
     pub fn new(stream: TcpStream) -> Self {
-        Self(Arc::new(stream))
+        Self { stream: Arc::new(stream), activity: Activity::default() }
+    }
+
+    /// Tells of what is read.
+    pub fn activity(&self) -> Activity {
+        self.activity.clone()
     }
 
     /// For the extensions of its requests.
     pub fn wire(&self) -> Wire {
-        Wire(Arc::downgrade(&self.0))
+        Wire(Arc::downgrade(&self.stream))
     }
 }
 
@@ -131,11 +141,12 @@ impl Read for SharedStream {
         // which only unsafe code may hand to a read.
         let mut bytes = [0; 4096];
         loop {
-            ready!(self.0.poll_read_ready(cx))?;
+            ready!(self.stream.poll_read_ready(cx))?;
             let room = buffer.remaining().min(bytes.len());
-            match self.0.try_read(&mut bytes[..room]) {
+            match self.stream.try_read(&mut bytes[..room]) {
                 Ok(read) => {
                     buffer.put_slice(&bytes[..read]);
+                    self.activity.note();
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -160,8 +171,8 @@ impl Write for SharedStream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write_vectored(slices) {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match self.stream.try_write_vectored(slices) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => return Poll::Ready(written),
             }
@@ -177,7 +188,7 @@ impl Write for SharedStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match SockRef::from(&*self.0).shutdown(Shutdown::Write) {
+        match SockRef::from(&*self.stream).shutdown(Shutdown::Write) {
             // The peer was faster.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             shut => Poll::Ready(shut),

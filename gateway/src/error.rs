@@ -1,5 +1,7 @@
 //! Errors that a client is told: one list of codes for sockets and HTTP.
 
+use std::time::Duration;
+
 use serde::{Serialize, Serializer};
 use shared::content::InvalidContent;
 
@@ -68,6 +70,19 @@ impl ClientError {
     /// No session has this id.
     pub fn session_not_found() -> Self {
         Self::new(ErrorCode::SessionNotFound, "there is no session with this id")
+    }
+
+    /// Too many in a time; after so long it is worth another try.
+    pub fn rate_limited(what: &str, wait: Duration) -> Self {
+        // Rounded up: a client that comes back on time must not be too early.
+        let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        Self { retry_after_ms: Some(millis), ..Self::new(ErrorCode::RateLimited, what) }
+    }
+
+    /// A socket is in as many sessions as it may be.
+    pub fn too_many_rooms(most: usize) -> Self {
+        let text = format!("a socket may be in {most} sessions at a time: leave one first");
+        Self::new(ErrorCode::TooLarge, text)
     }
 
     /// A queue is full.

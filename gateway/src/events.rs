@@ -12,8 +12,9 @@ use crate::Gateway;
 use crate::auth::{self, Handshake};
 use crate::connection::{Answer, Connection};
 use crate::error::{ClientError, ErrorCode};
+use crate::limits::{Excess, Place};
 use crate::payload::RawEvent;
-use crate::{inbox, send, session};
+use crate::{cut, inbox, send, session};
 
 /// Serves the default namespace.
 pub fn register(io: &SocketIo, gateway: &Arc<Gateway>) {
@@ -59,7 +60,13 @@ fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
 }
 
 fn dispatch(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
-    match event.name().as_str() {
+    let name = event.name();
+    match Place::of(&answer.socket).map_or(Ok(()), Place::event) {
+        Ok(()) => {}
+        Err(Excess::Refused(error)) => return refuse(&name, event, answer, &error),
+        Err(Excess::CutOff) => return cut::cut(&answer.socket),
+    }
+    match name.as_str() {
         "init_session" => session::on_init_session(connection, event, answer),
         "user_message" => send::on_send(connection, Sender::User, event, answer),
         "admin_message" => send::on_send(connection, Sender::Admin, event, answer),
@@ -71,5 +78,15 @@ fn dispatch(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
         "admin-leave-session" => inbox::on_leave(connection, event, answer),
         "toggle-ai-mode" => inbox::on_toggle_ai_mode(connection, event, answer),
         _ => answer.refuse(&ClientError::new(ErrorCode::InvalidPayload, "there is no such event")),
+    }
+}
+
+/// Answers an event that is not taken, in the form that it has for this event.
+fn refuse(name: &str, event: &RawEvent, answer: Answer, error: &ClientError) {
+    match name {
+        "init_session" => session::refuse(event, answer, error),
+        "user_message" => send::refuse(Sender::User, event, answer, error),
+        "admin_message" => send::refuse(Sender::Admin, event, answer, error),
+        _ => answer.refuse(error),
     }
 }

@@ -132,7 +132,8 @@ pub fn on_get_messages(connection: &Arc<Connection>, event: &RawEvent, answer: A
 /// `admin-join-session`: the room is joined at once, what the agent sends next must find it there.
 pub fn on_join(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
     let named = named(connection, event, Action::JoinSession);
-    match named.and_then(|named| parse(&named.session_id)) {
+    let session = named.and_then(|named| parse(&named.session_id));
+    match session.and_then(|session| connection.room(Some(session)).map(|()| session)) {
         Ok(session) => {
             let new = connection.join(session, &answer.socket);
             push(connection, event, answer, Task::Join { session, new });

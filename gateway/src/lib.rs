@@ -16,11 +16,14 @@ pub mod cut;
 pub mod delivery;
 pub mod error;
 pub mod events;
+pub mod forwarded;
+pub mod handshake;
 pub mod history;
 pub mod inbox;
 pub mod inboxes;
 pub mod known;
 pub mod lane;
+pub mod limits;
 pub mod listing;
 pub mod lists;
 pub mod metrics;
@@ -40,6 +43,7 @@ pub mod schema;
 pub mod send;
 pub mod serve;
 pub mod session;
+pub mod timeouts;
 pub mod token;
 
 use std::sync::Arc;
@@ -58,6 +62,7 @@ use crate::delivery::{Delivery, Positions};
 use crate::history::History;
 use crate::inboxes::Inboxes;
 use crate::known::KnownSessions;
+use crate::limits::Limits;
 use crate::lists::Lists;
 use crate::opened::OpenedSessions;
 use crate::peers::Peers;
@@ -76,6 +81,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Gateway {
     /// The settings.
     pub config: Config,
+    /// Who may do how much.
+    pub limits: Arc<Limits>,
     /// Which socket is in which session.
     pub rooms: Rooms,
     /// What the rooms were given.
@@ -124,7 +131,8 @@ pub async fn run(
     let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
     let started = Stop::new();
     let starting = routes::starting(&config.cors_origins);
-    let starting = tokio::spawn(serve::serve(listeners.clone(), starting, started.clone()));
+    let starting =
+        tokio::spawn(serve::serve(listeners.clone(), starting, config.http, started.clone()));
     let (nats, disturbances) = shared::nats::connect(&config.nats, "gateway").await?;
     let history = History::connect(&config.database);
     let jetstream = async_nats::jetstream::new(nats.clone());
@@ -139,6 +147,7 @@ pub async fn run(
 
     let (lists, asked) = Lists::new();
     let gateway = Arc::new(Gateway {
+        limits: Limits::new(config.limits.clone()),
         rooms: Rooms::default(),
         positions: Positions::default(),
         publisher: Publisher::new(nats.clone(), config.log.partitions),
@@ -168,7 +177,7 @@ pub async fn run(
     let (router, io) = routes::router(&gateway, readiness.clone());
     started.cancel();
     starting.await??;
-    tasks.spawn(serve::serve(listeners, router, stop.clone()));
+    tasks.spawn(serve::serve(listeners, router, gateway.config.http, stop.clone()));
     readiness.serving();
     tracing::info!("ready");
     tokio::select! {

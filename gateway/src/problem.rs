@@ -1,7 +1,5 @@
 //! Errors over HTTP: `application/problem+json`, RFC 9457.
 
-use std::time::Duration;
-
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -24,18 +22,22 @@ pub struct Problem {
     /// For programs, where the sockets' errors have a code for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<ErrorCode>,
-    /// When to try again, in seconds: the header `Retry-After`.
-    #[serde(skip)]
-    pub retry_after: Option<u64>,
+    /// When to try again, in milliseconds; the header `Retry-After` says it in seconds, also of a 503.
+    #[serde(rename = "retryAfterMs", skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }
 
 impl Problem {
     /// A problem with a text for people.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
-        let passes = status == StatusCode::SERVICE_UNAVAILABLE;
-        let retry_after = passes.then_some(RETRY_AFTER_SECONDS);
-        Self { status: status.as_u16(), title, detail: detail.into(), code: None, retry_after }
+        Self {
+            status: status.as_u16(),
+            title,
+            detail: detail.into(),
+            code: None,
+            retry_after_ms: None,
+        }
     }
 
     /// Nothing is served at this path.
@@ -61,9 +63,8 @@ impl From<ClientError> for Problem {
             ErrorCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             ErrorCode::Overloaded | ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         };
-        let problem = Self::new(status, error.message);
-        let asked = error.retry_after_ms.map(|ms| Duration::from_millis(ms).as_secs() + 1);
-        Self { code: Some(error.code), retry_after: asked.or(problem.retry_after), ..problem }
+        let retry_after_ms = error.retry_after_ms;
+        Self { code: Some(error.code), retry_after_ms, ..Self::new(status, error.message) }
     }
 }
 
@@ -82,7 +83,10 @@ impl IntoResponse for Problem {
         // RFC 9110, section 11.6.1: a 401 says how to authenticate.
         let challenge = status == StatusCode::UNAUTHORIZED;
         let challenge = challenge.then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
-        let retry = self.retry_after.map(|seconds| [(header::RETRY_AFTER, seconds.to_string())]);
+        let asked = self.retry_after_ms.map(|millis| millis.div_ceil(1_000));
+        let passes = status == StatusCode::SERVICE_UNAVAILABLE;
+        let retry = asked.or(passes.then_some(RETRY_AFTER_SECONDS));
+        let retry = retry.map(|seconds| [(header::RETRY_AFTER, seconds.to_string())]);
         (status, kind, challenge, retry, body).into_response()
     }
 }

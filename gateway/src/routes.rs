@@ -18,7 +18,7 @@ use crate::auth::{self, Action};
 use crate::config::{Config, Origins};
 use crate::problem::Problem;
 use crate::ready::Readiness;
-use crate::{Gateway, answers, chats, events, openapi};
+use crate::{Gateway, answers, chats, events, handshake, openapi};
 
 /// Packets that wait for a client at a time. The library's 128 lost most of a burst of 1,000; room
 /// costs nothing while it is empty.
@@ -50,8 +50,12 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
     let rest = NormalizePathLayer::trim_trailing_slash().layer(rest);
     let (layer, io) = socket_io(&gateway.config);
     events::register(&io, gateway);
-    let router =
-        Router::new().fallback_service(rest).layer(layer).layer(cors(&gateway.config.cors_origins));
+    let admit = from_fn_with_state(Arc::clone(gateway), handshake::admit);
+    let router = Router::new()
+        .fallback_service(rest)
+        .layer(layer)
+        .layer(admit)
+        .layer(cors(&gateway.config.cors_origins));
     (router, io)
 }
 

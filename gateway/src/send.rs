@@ -87,6 +87,15 @@ pub fn on_send(connection: &Arc<Connection>, sender: Sender, event: &RawEvent, a
     }
 }
 
+/// Answers a send that is not taken.
+pub fn refuse(sender: Sender, event: &RawEvent, answer: Answer, error: &ClientError) {
+    let mut asked = Asked { answer, sender, session_id: None, client_offset: None };
+    if !asked.answer.wanted {
+        asked.echo(event);
+    }
+    asked.refuse(error);
+}
+
 fn parse(
     event: &RawEvent,
     asked: &mut Asked,

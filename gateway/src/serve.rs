@@ -11,7 +11,6 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioTimer;
 use shared::lifecycle::Stop;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -19,12 +18,11 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use crate::config::Host;
+use crate::config::{Host, HttpLimits};
 use crate::cut::{SharedStream, Wires};
 use crate::problem::Problem;
+use crate::timeouts::HeadTimer;
 
-/// Longest wait for the headers of a request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest time that sent bytes may stay unacknowledged, or a zero window may last: a client that
 /// does not read is cut off by the kernel, which no lock of ours can hold up.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -69,6 +67,7 @@ fn in_use(port: u16) -> anyhow::Error {
 pub async fn serve(
     listeners: Vec<Arc<TcpListener>>,
     router: Router,
+    limits: HttpLimits,
     stop: Stop,
 ) -> anyhow::Result<()> {
     let connections = TaskTracker::new();
@@ -79,6 +78,7 @@ pub async fn serve(
             router: router.clone(),
             connections: connections.clone(),
             wires: wires.clone(),
+            limits,
             stop: stop.clone(),
         };
         accepting.spawn(server.accept(listener));
@@ -95,6 +95,7 @@ struct Server {
     router: Router,
     connections: TaskTracker,
     wires: Wires,
+    limits: HttpLimits,
     stop: Stop,
 }
 
@@ -116,10 +117,11 @@ impl Server {
     /// Serves one connection; at the stop it ends after the answer that is under way. An upgrade ends
     /// it too: websockets live on in tasks of the library.
     async fn serve_connection(self, stream: TcpStream, peer: SocketAddr) {
-        let Self { router, wires, stop, .. } = self;
+        let Self { router, wires, limits, stop, .. } = self;
         prepare(&stream);
         let stream = SharedStream::new(stream);
         let wire = stream.wire();
+        let timer = HeadTimer::new(limits.header_time, stream.activity());
         let service =
             hyper::service::service_fn(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert(ConnectInfo(peer));
@@ -135,8 +137,10 @@ impl Server {
                 }
             });
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
+            .timer(timer)
+            // The timer shortens it from a request's first byte on.
+            .header_read_timeout(limits.idle_time)
+            .max_header_size(limits.header_bytes)
             .serve_connection(stream, service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);

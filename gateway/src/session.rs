@@ -17,6 +17,7 @@ use crate::error::{ClientError, ErrorCode};
 use crate::history::{Snapshot, StoredMessage};
 use crate::known::Known;
 use crate::lane::Job;
+use crate::limits::Place;
 use crate::metrics::METRICS;
 use crate::payload::RawEvent;
 use crate::publisher::Publisher;
@@ -44,6 +45,13 @@ struct Joined<'a> {
     messages: Vec<Message<'a>>,
     reset: bool,
     more: bool,
+}
+
+/// Answers an `init_session` that is not taken.
+pub fn refuse(event: &RawEvent, answer: Answer, error: &ClientError) {
+    let payload: Payload = event.object().ok().flatten().unwrap_or_default();
+    let given = payload.session_id.as_ref().and_then(serde_json::Value::as_str);
+    answer.send(&NotJoined { session_id: given, error });
 }
 
 /// The session could not be opened; the client keeps the id it gave.
@@ -97,6 +105,9 @@ pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, answer: A
         return answer.send(&NotJoined { session_id: given.as_deref(), error: &error });
     }
     let session = given.as_deref().and_then(|text| SessionId::parse(text).ok());
+    if let Err(error) = connection.room(session) {
+        return answer.send(&NotJoined { session_id: given.as_deref(), error: &error });
+    }
     let new = session.is_some_and(|session| connection.join(session, &answer.socket));
     let after = payload.after.map(|after| after.as_str().unwrap_or_default().to_owned());
     let resume = after.map(|after| Resume { after, new });
@@ -129,6 +140,11 @@ impl Job for SessionJob {
 impl SessionJob {
     /// Opens a new session.
     async fn open(self) {
+        let place = Place::of(&self.answer.socket);
+        let room = self.connection.room(None);
+        if let Err(error) = room.and_then(|()| place.map_or(Ok(()), Place::new_session)) {
+            return self.refuse(&error);
+        }
         let gateway = &self.connection.gateway;
         let session = SessionId::random();
         let stored = gateway.opened.wait(session);

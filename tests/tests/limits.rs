@@ -1,0 +1,157 @@
+//! What one client, one address and one connection may do; what the real client sees of it stands in
+//! `tests/client`.
+
+#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
+
+use std::time::{Duration, Instant};
+
+use tests::{Stack, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const SOON: Duration = Duration::from_secs(10);
+/// A second, as the stacks below are told, and what a busy machine adds.
+const CUT_WITHIN: Duration = Duration::from_secs(5);
+const LIMITS: [(&str, &str); 5] = [
+    ("MESSAGES_BURST", "20"),
+    ("MESSAGES_PER_SECOND", "10"),
+    ("NEW_SESSIONS_PER_MINUTE", "3"),
+    ("SOCKETS_PER_ADDRESS", "5"),
+    ("ROOMS_PER_SOCKET", "4"),
+];
+
+async fn limited(more: &[(&str, &str)]) -> Stack {
+    let settings = LIMITS.iter().chain(more).chain(&[("LIMITS", "on")]);
+    let builder =
+        settings.fold(Stack::builder(), |builder, (name, value)| builder.env(name, value));
+    builder.start().await
+}
+
+#[tokio::test]
+async fn every_limit_answers_with_a_typed_error_and_disturbs_nobody() {
+    let stack = limited(&[
+        ("TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8"),
+        ("CORS_ORIGINS", "https://admin.example, https://shop.example"),
+    ])
+    .await;
+    stack.node_test("limits.test.mjs", &LIMITS).await;
+    assert!(!stack.gateway(0).logs().contains("TRUSTED_PROXIES"), "{}", stack.gateway(0).logs());
+}
+
+#[tokio::test]
+async fn spoofed_headers_change_nothing_and_are_warned_of_once() {
+    let stack = limited(&[]).await;
+    stack.node_test("spoof.test.mjs", &LIMITS).await;
+    assert_eq!(stack.gateway(0).logs().matches("TRUSTED_PROXIES").count(), 1);
+    assert!(!stack.gateway(0).logs().contains("192.0.2."), "addresses are not logged");
+}
+
+#[tokio::test]
+async fn without_rates_a_warning_says_so() {
+    let stack = Stack::start().await;
+    let logs = stack.gateway(0).logs();
+    assert_eq!(logs.lines().filter(|line| line.contains("LIMITS=off")).count(), 1, "{logs}");
+    let stack = Stack::builder().env("LIMITS", "on").start().await;
+    assert!(!stack.gateway(0).logs().contains("LIMITS=off"));
+}
+
+async fn connect(stack: &Stack) -> TcpStream {
+    TcpStream::connect(("127.0.0.1", stack.gateway(0).port())).await.unwrap()
+}
+
+/// What comes until the gateway ends the connection, and how long that took.
+async fn until_end(stream: &mut TcpStream) -> (Duration, String) {
+    let start = Instant::now();
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(CUT_WITHIN, stream.read_to_end(&mut answer)).await;
+    // A reset is an end too.
+    read.unwrap_or_else(|_| panic!("still open after {CUT_WITHIN:?}")).ok();
+    (start.elapsed(), String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// The first answer of a connection that stays open.
+async fn answer(stream: &mut TcpStream) -> String {
+    let mut answer = vec![0; 4_096];
+    let read = tokio::time::timeout(SOON, stream.read(&mut answer)).await.unwrap().unwrap();
+    String::from_utf8_lossy(&answer[..read]).into_owned()
+}
+
+#[tokio::test]
+async fn headers_that_come_byte_by_byte_are_cut_off_in_time() {
+    let stack = Stack::builder().env("HEADER_SECONDS", "1").env("IDLE_SECONDS", "60").start().await;
+    for (first, rest) in
+        [("", "GET /health HTTP/1.1\r\nX: "), ("GET /health HTTP/1.1\r\nHost: x\r\n\r\n", "GET /h")]
+    {
+        let mut stream = connect(&stack).await;
+        stream.write_all(first.as_bytes()).await.unwrap();
+        if !first.is_empty() {
+            assert!(answer(&mut stream).await.starts_with("HTTP/1.1 200"));
+        }
+        stream.write_all(rest.as_bytes()).await.unwrap();
+        let (mut reader, mut writer) = stream.into_split();
+        let dripping = tokio::spawn(async move {
+            while writer.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        let start = Instant::now();
+        let mut answer = Vec::new();
+        tokio::time::timeout(CUT_WITHIN, reader.read_to_end(&mut answer)).await.unwrap().ok();
+        assert!(start.elapsed() > Duration::from_millis(500), "the time was given");
+        dripping.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_without_requests_is_closed_in_time_and_one_that_waits_for_an_answer_is_not() {
+    let stack = Stack::builder().env("IDLE_SECONDS", "1").env("HEADER_SECONDS", "1").start().await;
+    let mut silent = connect(&stack).await;
+    let mut kept = connect(&stack).await;
+    kept.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert!(answer(&mut kept).await.starts_with("HTTP/1.1 200"));
+    let mut polling = connect(&stack).await;
+    let open = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\n\r\n";
+    polling.write_all(open).await.unwrap();
+    let opened = answer(&mut polling).await;
+    let sid = opened.split("\"sid\":\"").nth(1).unwrap().split('"').next().unwrap();
+    let poll =
+        format!("GET /socket.io/?EIO=4&transport=polling&sid={sid} HTTP/1.1\r\nHost: x\r\n\r\n");
+    // The first poll is answered with a ping.
+    polling.write_all(poll.as_bytes()).await.unwrap();
+    assert!(answer(&mut polling).await.starts_with("HTTP/1.1 200"));
+    polling.write_all(poll.as_bytes()).await.unwrap();
+    for stream in [&mut silent, &mut kept] {
+        assert_eq!(until_end(stream).await.1, "");
+    }
+    // Both ends took at least a second in which the poll was open.
+    let mut nothing = [0; 4_096];
+    let read = polling.try_read(&mut nothing);
+    assert!(
+        read.is_err(),
+        "the poll does not wait: {read:?} {}",
+        String::from_utf8_lossy(&nothing)
+    );
+    assert!(stack.gateway(0).is_running());
+}
+
+#[tokio::test]
+async fn headers_beyond_their_size_are_refused() {
+    let stack = Stack::builder().env("MAX_HEADER_BYTES", "2000").start().await;
+    for header in ["x".repeat(3_000), "x".repeat(1_000_000)] {
+        let mut stream = connect(&stack).await;
+        let request = format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {header}\r\n\r\n");
+        // It may be refused before all of it is sent.
+        stream.write_all(request.as_bytes()).await.ok();
+        let (_, answer) = until_end(&mut stream).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    }
+    eventually(SOON, "others are served", async || {
+        stack
+            .http()
+            .get(stack.url("/health"))
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+}
