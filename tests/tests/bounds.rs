@@ -20,8 +20,8 @@ const CUT_OFF_WITHIN: Duration = Duration::from_secs(30);
 const GROWTH_MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// What the sends cost that wait in one socket's lane, and their answers.
 const LANE_MAX_BYTES: u64 = 16 * 1024 * 1024;
-/// What a persister holds of a backlog, however long it is: what NATS pushes ahead, and a batch.
-const BACKLOG_MAX_BYTES: u64 = 96 * 1024 * 1024;
+/// What a persister holds of a backlog of 115 MiB: what NATS pushes ahead, and a batch in all its forms.
+const BACKLOG_MAX_BYTES: u64 = 110 * 1024 * 1024;
 /// 120 MB on a busy machine.
 const DRAINS_WITHIN: Duration = Duration::from_mins(2);
 
