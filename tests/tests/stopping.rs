@@ -129,3 +129,93 @@ async fn a_rolling_restart_loses_nothing_and_refuses_only_as_unavailable() {
         }
     }
 }
+
+/// The four processes of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Gateway,
+    Persister,
+    Nats,
+    Postgres,
+}
+
+const PARTS: [Part; 4] = [Part::Gateway, Part::Persister, Part::Nats, Part::Postgres];
+/// Each talks and listens twice: as a visitor and as an admin.
+const CONVERSATIONS: usize = 3;
+
+impl Part {
+    async fn stop(self, stack: &Stack) {
+        match self {
+            Self::Gateway => is_stopped(stack.gateway(0)).await,
+            Self::Persister => is_stopped(stack.persister(0)).await,
+            Self::Nats => stack.nats().stop().await,
+            Self::Postgres => stack.postgres().stop().await,
+        }
+    }
+}
+
+async fn is_stopped(service: &Service) {
+    service.ask_to_stop();
+    let status = service.exit_status(STOPS_WITHIN).await;
+    assert!(status.success(), "{}", service.logs());
+}
+
+/// Every order that begins with this one.
+fn orders(first: Part) -> Vec<Vec<Part>> {
+    let mut orders = vec![vec![first]];
+    for _ in 1..PARTS.len() {
+        let longer = |order: &Vec<Part>| {
+            let left = PARTS.into_iter().filter(|part| !order.contains(part)).collect::<Vec<_>>();
+            let order = order.clone();
+            left.into_iter().map(move |next| [order.clone(), vec![next]].concat())
+        };
+        orders = orders.iter().flat_map(longer).collect();
+    }
+    orders
+}
+
+/// Six orders each, side by side.
+async fn stop_everything_beginning_with(first: Part) {
+    let stack = Stack::builder().own_postgres().start().await;
+    let puppet = Puppet::start().await;
+    let mut conversations = Vec::new();
+    for _ in 0..CONVERSATIONS {
+        conversations.push(Conversation::begin(&stack, &puppet).await);
+    }
+    let orders = orders(first);
+    assert_eq!(orders.len(), 6);
+    for order in orders {
+        for part in order {
+            part.stop(&stack).await;
+        }
+        stack.nats().start().await;
+        stack.postgres().start().await;
+        stack.start_services().await;
+        for conversation in &conversations {
+            conversation.is_delivered(5).await;
+        }
+    }
+    for conversation in conversations {
+        conversation.end(&stack).await;
+    }
+}
+
+#[tokio::test]
+async fn everything_may_be_stopped_in_every_order_gateway_first() {
+    stop_everything_beginning_with(Part::Gateway).await;
+}
+
+#[tokio::test]
+async fn everything_may_be_stopped_in_every_order_persister_first() {
+    stop_everything_beginning_with(Part::Persister).await;
+}
+
+#[tokio::test]
+async fn everything_may_be_stopped_in_every_order_nats_first() {
+    stop_everything_beginning_with(Part::Nats).await;
+}
+
+#[tokio::test]
+async fn everything_may_be_stopped_in_every_order_postgres_first() {
+    stop_everything_beginning_with(Part::Postgres).await;
+}
