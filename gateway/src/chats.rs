@@ -19,8 +19,8 @@ use serde::Serialize;
 use shared::timestamp::Timestamp;
 
 use crate::Gateway;
-use crate::history::{History, Place, StoredMessage, StoredSession};
-use crate::paging::{self, Parameters, cursor};
+use crate::history::{Cursor, History, StoredMessage, StoredSession};
+use crate::paging::{self, Parameters};
 use crate::problem::Problem;
 
 /// As Express writes it.
@@ -55,8 +55,11 @@ pub async fn list(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Result<Respo
         Some(limit) => answer.only(limit).await?,
         None => None,
     };
-    let link = next.zip(limit).map(|(place, limit)| {
-        paging::next("/api/chats", &[("limit", &limit.to_string()), ("cursor", &cursor(&place))])
+    let link = next.zip(limit).map(|(cursor, limit)| {
+        paging::next(
+            "/api/chats",
+            &[("limit", &limit.to_string()), ("cursor", &cursor.to_string())],
+        )
     });
     // The first page is read before the status is sent.
     let first = answer.next_chunk().await?;
@@ -257,8 +260,8 @@ enum Pages {
 /// Writes sessions with their messages.
 struct AllChats {
     history: History,
-    /// Behind which place the next page of sessions begins; none before the first.
-    behind: Option<Place>,
+    /// Behind which session the next page of sessions begins; none before the first.
+    behind: Option<Cursor>,
     pages: Pages,
     /// Sessions of the present page.
     sessions: Vec<StoredSession>,
@@ -274,7 +277,7 @@ struct AllChats {
 }
 
 impl AllChats {
-    fn new(history: History, behind: Option<Place>) -> Self {
+    fn new(history: History, behind: Option<Cursor>) -> Self {
         Self {
             history,
             behind,
@@ -289,13 +292,13 @@ impl AllChats {
         }
     }
 
-    /// Writes one page of so many sessions; gives its last place if others are behind it.
-    async fn only(&mut self, limit: u16) -> Result<Option<Place>, sqlx::Error> {
+    /// Writes one page of so many sessions; gives its last one if others are behind it.
+    async fn only(&mut self, limit: u16) -> Result<Option<Cursor>, sqlx::Error> {
         // One more tells whether there is a next page.
         let mut sessions = self.history.sessions(self.behind.as_ref(), limit + 1).await?;
         let more = sessions.len() > usize::from(limit);
         sessions.truncate(limit.into());
-        let next = sessions.last().map(StoredSession::place).filter(|_| more);
+        let next = sessions.last().map(StoredSession::cursor).filter(|_| more);
         self.take(sessions);
         self.pages = Pages::One;
         Ok(next)
@@ -335,7 +338,7 @@ impl AllChats {
     }
 
     fn take(&mut self, sessions: Vec<StoredSession>) {
-        self.behind = sessions.last().map(StoredSession::place);
+        self.behind = sessions.last().map(StoredSession::cursor);
         self.ids = sessions.iter().map(|session| session.id.clone()).collect();
         self.sessions = sessions;
         (self.begun, self.seq) = (0, -1);

@@ -266,19 +266,10 @@ pub struct StoredSession {
     pub created_at: PrimitiveDateTime,
 }
 
-/// A place in the list of sessions, newest first: that of one of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// When it was opened.
-    pub created_at: PrimitiveDateTime,
-    /// Its primary key.
-    pub id: String,
-}
-
 impl StoredSession {
-    /// Where it stands in the list.
-    pub fn place(&self) -> Place {
-        Place { created_at: self.created_at, id: self.id.clone() }
+    /// For the page that follows.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { created_at: self.created_at, id: self.id.clone() }
     }
 }
 
@@ -482,15 +473,15 @@ impl History {
         Snapshot::of(answered(query.fetch_all(&self.pool)).await?)
     }
 
-    /// At most `limit` sessions behind the given place, newest first.
+    /// At most `limit` sessions behind the given one, newest first.
     pub async fn sessions(
         &self,
-        behind: Option<&Place>,
+        behind: Option<&Cursor>,
         limit: u16,
     ) -> sqlx::Result<Vec<StoredSession>> {
         let query = sqlx::query_as(SESSIONS)
-            .bind(behind.map(|place| place.created_at))
-            .bind(behind.map(|place| place.id.clone()).unwrap_or_default())
+            .bind(behind.map(|cursor| cursor.created_at))
+            .bind(behind.map(|cursor| cursor.id.clone()).unwrap_or_default())
             .bind(i64::from(limit));
         answered(query.fetch_all(&self.pool)).await
     }

@@ -70,8 +70,32 @@ async fn apply(connection: &mut PgConnection, database: &Database) -> anyhow::Re
     if version < OLDEST_SERVER {
         anyhow::bail!(TooOld(version / 10_000));
     }
+    if !may_migrate(connection, &database.schema).await? {
+        return is_migrated(connection).await;
+    }
     make_schema(connection, &database.schema).await?;
     MIGRATIONS.run_direct(None, &mut *connection, false).await.context("migrating the database")
+}
+
+/// Whether this role may make tables; one with fewer rights finds them made.
+async fn may_migrate(connection: &mut PgConnection, schema: &str) -> sqlx::Result<bool> {
+    let may: Option<bool> = sqlx::query_scalar(
+        "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1",
+    )
+    .bind(schema)
+    .fetch_optional(connection)
+    .await?;
+    Ok(may.unwrap_or(true))
+}
+
+async fn is_migrated(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let applied = applied(connection).await?;
+    let missing = MIGRATIONS.iter().any(|migration| !applied.contains(&migration.version));
+    anyhow::ensure!(
+        !missing,
+        "this role may not change tables: run `persister migrate` as the one that owns them"
+    );
+    Ok(())
 }
 
 /// The schema that the URL names, as Prisma makes it.

@@ -193,7 +193,7 @@ describe("a page", { concurrency: true }, () => {
     }
     await assertProblem(await get(`${path}?limit=1001`), 400, /^limit: .*1000/);
     await assertProblem(await get(`/api/chats/${unknownId()}?after=${stranger}`), 400, /^after: /);
-    for (const query of ["limit=201", "limit=", "cursor=", "cursor=x", "cursor=%00", "cursor=MSAA", "cursor=a&cursor=a"]) {
+    for (const query of ["limit=201", "limit=", "cursor=", "cursor=x", "cursor=%00", "cursor=1_%00", "cursor=a&cursor=a"]) {
       await assertProblem(await get(`/api/chats?${query}`), 400, new RegExp(`^${query.split("=")[0]}: `));
     }
   });

@@ -1,0 +1,194 @@
+//! `GET /openapi.json` is what is served: each route, each status, each shape.
+
+#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde_json::{Map, Value, json};
+use tests::{Link, Puppet, Stack};
+
+const SECRET: &str = "a secret of this test alone of 32 bytes or more";
+
+fn document() -> Value {
+    serde_json::from_str(gateway::openapi::DOCUMENT).unwrap()
+}
+
+fn entries(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    value.as_object().into_iter().flat_map(Map::iter)
+}
+
+fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+    let target = value["$ref"].as_str().and_then(|target| document.pointer(&target[1..]));
+    target.unwrap_or(value)
+}
+
+/// Every operation with each of its statuses, as `GET /health 200`.
+fn documented() -> BTreeSet<String> {
+    let document = document();
+    let mut all = BTreeSet::new();
+    for (path, methods) in entries(&document["paths"]) {
+        for (method, operation) in entries(methods) {
+            let statuses = entries(&operation["responses"]).map(|(status, _)| status);
+            all.extend(statuses.map(|status| format!("{} {path} {status}", method.to_uppercase())));
+        }
+    }
+    all
+}
+
+/// Asks for things and holds each answer against the document.
+struct Asker<'a> {
+    stack: &'a Stack,
+    document: Value,
+    seen: BTreeSet<String>,
+}
+
+impl Asker<'_> {
+    fn request(&self, method: &str, path: &str) -> RequestBuilder {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        self.stack.http().request(method, self.stack.url(path))
+    }
+
+    /// The answer to a request for a documented route, which must be as documented.
+    async fn expect(&mut self, route: (&str, &str), request: RequestBuilder, status: u16) {
+        let response = request.send().await.unwrap();
+        let (method, path) = route;
+        assert_eq!(response.status().as_u16(), status, "{method} {path}");
+        let operation = &self.document["paths"][path][method.to_lowercase()];
+        let described = resolved(&self.document, &operation["responses"][status.to_string()]);
+        assert!(described.is_object(), "{method} {path} {status} is not documented");
+        self.has_headers(described, &response);
+        self.has_shape(described, response).await;
+        self.seen.insert(format!("{method} {path} {status}"));
+    }
+
+    fn has_headers(&self, described: &Value, response: &Response) {
+        for (name, header) in entries(&described["headers"]) {
+            let required = resolved(&self.document, header)["required"] == true;
+            assert!(!required || response.headers().contains_key(name), "{name}");
+        }
+    }
+
+    async fn has_shape(&self, described: &Value, response: Response) {
+        let kind = response.headers()["content-type"].to_str().unwrap();
+        let kind = kind.split(';').next().unwrap().to_owned();
+        let content = &described["content"][&kind];
+        assert!(content.is_object(), "{kind}");
+        let text = response.text().await.unwrap();
+        let body = if kind.ends_with("json") {
+            serde_json::from_str(&text).unwrap()
+        } else {
+            Value::String(text)
+        };
+        self.fits(&content["schema"], &body);
+    }
+
+    fn fits(&self, schema: &Value, body: &Value) {
+        let schema = json!({ "allOf": [schema], "components": self.document["components"] });
+        let validator = jsonschema::draft202012::new(&schema).unwrap();
+        let mistakes: Vec<_> = validator.iter_errors(body).map(|error| error.to_string()).collect();
+        assert!(mistakes.is_empty(), "{mistakes:?}: {body}");
+    }
+}
+
+/// What `gateway token` prints.
+async fn token(role: &str) -> String {
+    let gateway = tokio::task::spawn_blocking(|| tests::program("gateway")).await.unwrap();
+    let mut command = tokio::process::Command::new(gateway);
+    command.args(["token", "--sub", "alice", "--ttl", "1h", "--role", role]);
+    command.env("JWT_SECRET", SECRET).current_dir(std::env::temp_dir());
+    let token = String::from_utf8(command.output().await.unwrap().stdout).unwrap();
+    token.trim().to_owned()
+}
+
+const CHATS: (&str, &str) = ("GET", "/api/chats");
+const CHAT: (&str, &str) = ("GET", "/api/chats/{sessionId}");
+const MESSAGES: (&str, &str) = ("POST", "/api/chats/{sessionId}/messages");
+
+#[tokio::test]
+async fn every_documented_answer_is_given_and_looks_as_documented() {
+    let stack = Stack::builder()
+        .gateway_env("JWT_SECRET", SECRET)
+        .wire(Link::GatewayNats)
+        .wire(Link::GatewayPostgres)
+        .start()
+        .await;
+    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
+    let chat = format!("/api/chats/{session}");
+    let to = format!("{chat}/messages");
+    let (admin, integrator) = (token("admin").await, token("integrator").await);
+    let mut ask = Asker { stack: &stack, document: document(), seen: BTreeSet::new() };
+
+    for path in ["/health", "/ready", "/openapi.json", "/docs"] {
+        ask.expect(("GET", path), ask.request("GET", path), 200).await;
+    }
+    let answer =
+        |ask: &Asker, body: Value| ask.request("POST", &to).bearer_auth(&integrator).json(&body);
+    ask.expect(MESSAGES, answer(&ask, json!({ "content": "Hi!", "isAI": true })), 202).await;
+    ask.expect(MESSAGES, answer(&ask, json!({ "content": "" })), 400).await;
+    ask.expect(MESSAGES, ask.request("POST", &to).json(&json!({ "content": "Hi!" })), 401).await;
+    let unknown = MESSAGES.1.replace("{sessionId}", "unknown");
+    let unknown = ask.request("POST", &unknown).bearer_auth(&admin);
+    ask.expect(MESSAGES, unknown.json(&json!({ "content": "Hi!" })), 404).await;
+    // Its end never comes.
+    let body = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+    let body = reqwest::Body::wrap_stream(body);
+    let slow =
+        ask.request("POST", &to).bearer_auth(&admin).header("content-type", "application/json");
+    ask.expect(MESSAGES, slow.body(body), 408).await;
+    ask.expect(MESSAGES, answer(&ask, json!({ "content": "x".repeat(8_001) })), 413).await;
+    ask.expect(MESSAGES, ask.request("POST", &to).bearer_auth(&admin).body("{}"), 415).await;
+
+    ask.expect(CHATS, ask.request("GET", "/api/chats?limit=1").bearer_auth(&admin), 200).await;
+    ask.expect(CHATS, ask.request("GET", "/api/chats?limit=0").bearer_auth(&admin), 400).await;
+    ask.expect(CHATS, ask.request("GET", "/api/chats"), 401).await;
+    ask.expect(CHATS, ask.request("GET", "/api/chats").bearer_auth(&integrator), 403).await;
+    ask.expect(CHAT, ask.request("GET", &chat), 200).await;
+    ask.expect(CHAT, ask.request("GET", &format!("{chat}?after=nobody")), 400).await;
+    ask.expect(CHAT, ask.request("GET", &chat).bearer_auth("nonsense"), 401).await;
+
+    stack.wires(Link::GatewayPostgres).for_each(tests::Wire::cut);
+    ask.expect(("GET", "/ready"), ask.request("GET", "/ready"), 503).await;
+    ask.expect(CHATS, ask.request("GET", "/api/chats").bearer_auth(&admin), 503).await;
+    ask.expect(CHAT, ask.request("GET", &chat), 503).await;
+    stack.wires(Link::GatewayNats).for_each(tests::Wire::cut);
+    ask.expect(MESSAGES, answer(&ask, json!({ "content": "Hi!" })), 503).await;
+
+    let mut missing = documented();
+    missing.retain(|one| !ask.seen.contains(one));
+    assert_eq!(missing, BTreeSet::new());
+}
+
+#[test]
+fn every_route_that_is_served_is_documented_and_no_other() {
+    let routes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gateway/src/routes.rs");
+    let routes = fs::read_to_string(routes).unwrap();
+    let routes = routes.split(".route(").skip(1).filter_map(|rest| rest.split_once(','));
+    let served: BTreeSet<_> = routes
+        .map(|(path, handler)| {
+            let method = handler.trim().split('(').next().unwrap().to_uppercase();
+            let path = path.trim().trim_matches('"').replace("{session_id}", "{sessionId}");
+            format!("{method} {path}")
+        })
+        .collect();
+    let route = |one: String| one.rsplit_once(' ').unwrap().0.to_owned();
+    assert_eq!(documented().into_iter().map(route).collect::<BTreeSet<_>>(), served);
+}
+
+#[tokio::test]
+async fn the_document_holds_together_and_is_of_this_release() {
+    let document = document();
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(document["openapi"], "3.1.0");
+    let text = gateway::openapi::DOCUMENT;
+    for target in text.split("\"$ref\": \"#").skip(1).filter_map(|rest| rest.split('"').next()) {
+        assert!(document.pointer(target).is_some(), "{target}");
+    }
+    let stack = Stack::start().await;
+    let served = stack.http().get(stack.url("/openapi.json")).send().await.unwrap();
+    assert_eq!(served.status(), StatusCode::OK);
+    assert_eq!(served.json::<Value>().await.unwrap(), document);
+}
