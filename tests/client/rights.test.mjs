@@ -172,6 +172,35 @@ describe("rights", { concurrency: true }, () => {
     assert.deepEqual(contents(await history(sessionId)), ["alice", "bob"]);
   });
 
+  it("an inbox hears nothing any more once its token ended", async (t) => {
+    const visitor = await enter(t);
+    const inbox = await connect(t, { auth: { token: token({ exp: inSeconds(4) }) } });
+    const heard = all(inbox, "new-message");
+    let ended;
+    inbox.on("disconnect", (reason) => { ended = reason; });
+    await ask(inbox, "admin-connect");
+    await say(visitor.socket, visitor.sessionId, "before");
+    await eventually("the news", () => heard.length > 0);
+    await eventually("the end", () => ended, 15_000);
+    const { length } = heard;
+    await say(visitor.socket, visitor.sessionId, "after");
+    await arrive(visitor.messages, 2);
+    assert.equal(heard.length, length);
+  });
+
+  it("an agent in a session is not its visitor", async (t) => {
+    const { socket, sessionId } = await enter(t);
+    const admin = await connect(t, { auth: { token: token() } });
+    await init(admin, sessionId);
+    const isActive = async () => {
+      const { sessions } = await ask(admin, "get-all-sessions");
+      return sessions.find((one) => one.sessionId === sessionId).isActive;
+    };
+    await eventually("the visitor", isActive);
+    socket.disconnect();
+    await eventually("the visitor's leaving", async () => !(await isActive()));
+  });
+
   it("rights end with the token, also while connected", async (t) => {
     const visitor = await enter(t);
     // Clocks may differ by 5 s: it ends that much after `exp`.
