@@ -47,8 +47,9 @@ impl Readiness {
 
     /// Notes the same, and the connections behind it, as metrics.
     pub async fn measure(&self, connections: &Connections) {
-        connections.set_report(&self.report().await);
+        // Before the report, which uses one itself.
         connections.set_pool(self.history.pool());
+        connections.set_report(&self.report().await);
         connections.set_nats(&self.client);
     }
 

@@ -58,8 +58,9 @@ impl Readiness {
     }
 
     async fn measure(&self) {
-        METRICS.connections.set_report(&self.report().await);
+        // Before the report, which uses one itself.
         METRICS.connections.set_pool(self.store.pool());
+        METRICS.connections.set_report(&self.report().await);
         METRICS.connections.set_nats(&self.client);
         let owned = self.owned.get().map_or(0, |owned| owned.borrow().len());
         METRICS.partitions_owned.set(i64::try_from(owned).unwrap_or(i64::MAX));

@@ -15,8 +15,9 @@ use uuid::Uuid;
 
 use crate::batch::{Batch, Place};
 
-/// One connection commits, one renews the leases, one is for health.
-const CONNECTIONS: u32 = 3;
+/// One connection commits, one renews the leases, one looks at what is old or behind, one is for
+/// health.
+const CONNECTIONS: u32 = 4;
 /// Bound of a wait for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bound of a statement on the server: a future that is dropped does not end its query.

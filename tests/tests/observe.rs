@@ -78,6 +78,13 @@ async fn every_stage_of_a_message_is_counted_and_measured() {
     assert!(
         text(gateway).await.contains(r#"chat_gateway_refused_total{code="invalid_payload"} 1"#)
     );
+    eventually(SOON, "a connection to Postgres is idle", async || {
+        text(persister).await.lines().any(|line| {
+            line.starts_with(r#"chat_persister_postgres_connections{state="idle"}"#)
+                && !line.ends_with(" 0")
+        })
+    })
+    .await;
     client.disconnect().await;
     eventually(SOON, "the socket and the room are gone", async || {
         let gauges = ["chat_gateway_sockets", "chat_gateway_rooms"];
