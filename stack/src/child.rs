@@ -8,10 +8,12 @@ use anyhow::{Context, Result};
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 
-use crate::wait;
+use crate::{stats, wait};
 
 /// After SIGKILL the kernel needs a moment to take a process apart.
 const DIES_WITHIN: Duration = Duration::from_secs(20);
+/// After SIGSTOP every thread must be scheduled once.
+const STANDS_STILL_WITHIN: Duration = Duration::from_secs(10);
 
 /// A child process; dropping it kills it.
 #[derive(Debug)]
@@ -63,9 +65,10 @@ impl Child {
         self.wait(DIES_WITHIN)
     }
 
-    /// Freezes it.
+    /// Freezes it; it does nothing any more once this returns.
     pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        stand_still(&self.name, &[self.id])
     }
 
     /// Lets it go on.
@@ -90,6 +93,12 @@ impl Child {
     fn process(&self) -> MutexGuard<'_, process::Child> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Waits until processes that were sent SIGSTOP stand still.
+pub(crate) fn stand_still(name: &str, ids: &[u32]) -> Result<()> {
+    let still = || Ok(ids.iter().all(|id| stats::stands_still(*id)).then_some(()));
+    wait::until(STANDS_STILL_WITHIN, &format!("{name} to stand still"), still)
 }
 
 impl Drop for Child {

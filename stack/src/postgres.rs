@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
-use crate::child::Child;
+use crate::child::{self, Child};
 use crate::cluster::{Cluster, SUPERUSER};
 use crate::launch::{Orphaned, Output, Program};
 use crate::machine::Machine;
@@ -122,8 +122,9 @@ impl Postgres {
         let child = slot.as_ref().context("Postgres is not running")?;
         child.pause()?;
         // No new process appears now.
-        run_dir::signal_all(&stats::children(child.id()), Signal::STOP);
-        Ok(())
+        let children = stats::children(child.id());
+        run_dir::signal_all(&children, Signal::STOP);
+        child::stand_still("Postgres", &children)
     }
 
     /// Lets it go on.

@@ -42,6 +42,26 @@ pub fn command_line(id: u32) -> Option<String> {
     }
 }
 
+/// Whether SIGSTOP has reached every thread of a process, or it is gone. It takes effect once they
+/// are scheduled: on a busy machine a frozen server still answers for a while.
+pub(crate) fn stands_still(id: u32) -> bool {
+    match fs::read_dir(format!("/proc/{id}/task")) {
+        Ok(threads) => threads.flatten().all(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The state follows the name, which stands in parentheses.
+            stat.rsplit(") ").next().is_none_or(|fields| fields.is_empty() || is_still(fields))
+        }),
+        Err(_) if cfg!(target_os = "linux") => true,
+        Err(_) => tool::output("ps", ["-o", "state=", "-p", &id.to_string()])
+            .map_or(true, |state| is_still(state.trim())),
+    }
+}
+
+/// Stopped, or dead.
+fn is_still(state: &str) -> bool {
+    state.starts_with(['T', 'Z', 'X'])
+}
+
 /// The processes whose parent is `id`.
 pub fn children(id: u32) -> Vec<u32> {
     match fs::read_to_string(format!("/proc/{id}/task/{id}/children")) {

@@ -19,14 +19,19 @@ const commands = {
   make({ client, url, options }) {
     const socket = io(url, { forceNew: true, reconnectionDelayMax: 500, reconnectionDelay: 50, ...options });
     const seen = { message: [] };
+    const me = { socket, seen, behind: false };
     for (const event of ["connect", "disconnect", "connect_error"]) {
       seen[event] = [];
       socket.on(event, (what) => seen[event].push(`${what ?? ""}`));
     }
-    socket.onAny((event, data) => (seen[event] ??= []).push(data));
+    socket.onAny((event, data) => {
+      // Comes again with the rest of what was missed.
+      if (event === "message" && me.behind) return;
+      (seen[event] ??= []).push(data);
+    });
     const silence = { longest: 0, since: performance.now() };
     socket.on("message", () => endSilence(silence));
-    clients.set(client, { socket, seen, silence });
+    clients.set(client, Object.assign(me, { silence }));
   },
 
   /** Whether it is connected now. */
@@ -119,12 +124,15 @@ function endSilence(silence) {
 
 function comeBack(me, sessionId, connection) {
   const { socket, seen } = me;
+  if (socket.id !== connection) return;
   const after = seen.message.at(-1)?.id ?? "";
   const done = (error, ack) => {
     if (socket.id !== connection) return;
-    if (error || ack.error) setTimeout(comeBack, RETRY, me, sessionId, connection);
+    if (error || ack.error) return setTimeout(comeBack, RETRY, me, sessionId, connection);
     // Not later: what follows the ack may be here already.
-    else seen.message.push(...ack.messages);
+    seen.message.push(...ack.messages);
+    me.behind = ack.more;
+    if (ack.more) comeBack(me, sessionId, connection);
   };
   socket.timeout(ANSWER_WITHIN).emit("init_session", { sessionId, after }, done);
 }
