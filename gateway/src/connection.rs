@@ -17,6 +17,7 @@ use crate::error::ClientError;
 use crate::inbox::InboxJob;
 use crate::lane::{Job, Lane};
 use crate::metrics::METRICS;
+use crate::rooms::Rooms;
 use crate::send::SendJob;
 use crate::session::SessionJob;
 
@@ -110,8 +111,17 @@ impl Connection {
     /// Joins a session's room; a socket that has left meanwhile joins nothing. `true` if it was not
     /// in the room before.
     pub fn join(&self, session: SessionId, socket: &SocketRef) -> bool {
+        self.join_by(session, |rooms| rooms.join(session, socket))
+    }
+
+    /// The same for a socket that resumes: what is emitted to it is held back.
+    pub fn join_held(&self, session: SessionId, socket: &SocketRef) -> bool {
+        self.join_by(session, |rooms| rooms.join_held(session, socket))
+    }
+
+    fn join_by(&self, session: SessionId, join: impl FnOnce(&Rooms) -> bool) -> bool {
         let mut joined = self.joined();
-        let new = !joined.closed && self.gateway.rooms.join(session, socket);
+        let new = !joined.closed && join(&self.gateway.rooms);
         if new {
             joined.rooms.push(Room { session, visited: false });
         }
@@ -120,7 +130,18 @@ impl Connection {
 
     /// Leaves a session's room.
     pub fn leave(&self, session: SessionId, socket: &SocketRef) {
+        self.leave_with(&mut self.joined(), session, socket);
+    }
+
+    /// Ends a resume that failed: the socket is in the room if it was before.
+    pub fn release(&self, session: SessionId, socket: &SocketRef) {
         let mut joined = self.joined();
+        if !self.gateway.rooms.release(session, socket) {
+            self.leave_with(&mut joined, session, socket);
+        }
+    }
+
+    fn leave_with(&self, joined: &mut Joined, session: SessionId, socket: &SocketRef) {
         for room in joined.rooms.extract_if(.., |room| room.session == session) {
             self.end_visit(&room);
         }

@@ -43,8 +43,12 @@ struct Member {
 /// A socket that is given what it missed.
 #[derive(Default)]
 struct Resuming {
-    /// What was emitted while the missed messages are read; none once they were given.
-    held: Option<Vec<Saved>>,
+    /// Resumes that are not answered yet: a client may ask again before it has the first answer.
+    unanswered: usize,
+    /// Whether it was not in the room before the first of them: it leaves if none succeeds.
+    guest: bool,
+    /// What was emitted meanwhile.
+    held: Vec<Saved>,
     /// Up to where the socket has everything, though it may not be emitted yet: this gateway may be
     /// behind Postgres, or behind the gateway that the client was connected to before.
     has: Option<Position>,
@@ -54,17 +58,21 @@ impl Rooms {
     /// Adds a socket to a session's room; `false` if it was there.
     pub fn join(&self, session: SessionId, socket: &SocketRef) -> bool {
         let mut rooms = self.lock();
-        let members = match rooms.entry(session) {
-            Entry::Occupied(room) => room.into_mut(),
-            Entry::Vacant(room) => {
-                METRICS.rooms.inc();
-                room.insert(Vec::new())
-            }
-        };
-        let new = members.iter().all(|member| member.socket.id != socket.id);
-        if new {
-            members.push(Member { socket: socket.clone(), resuming: None });
+        let (member, new) = join(&mut rooms, session, socket);
+        if let Some(resuming) = member.resuming.as_mut() {
+            resuming.guest = false;
         }
+        new
+    }
+
+    /// The same for a socket that resumes: what is emitted to it is held back until
+    /// [`Rooms::resume`] or [`Rooms::release`].
+    pub fn join_held(&self, session: SessionId, socket: &SocketRef) -> bool {
+        let mut rooms = self.lock();
+        let (member, new) = join(&mut rooms, session, socket);
+        let resuming = member.resuming.get_or_insert_default();
+        resuming.unanswered += 1;
+        resuming.guest |= new;
         new
     }
 
@@ -79,18 +87,15 @@ impl Rooms {
         }
     }
 
-    /// From now on holds back what is emitted to a member, until [`Rooms::resume`]; `false` if it is
-    /// no member, or was held back before.
+    /// Holds back what is emitted to a member while a history is read for it; `false` if it is none.
     pub fn hold(&self, session: SessionId, socket: &SocketRef) -> bool {
         let mut rooms = self.lock();
         let Some(member) = member(&mut rooms, session, socket) else { return false };
-        let resuming = member.resuming.get_or_insert_default();
-        let new = resuming.held.is_none();
-        resuming.held.get_or_insert_default();
-        new
+        member.resuming.get_or_insert_default().unanswered += 1;
+        true
     }
 
-    /// Ends the holding back: `give` gives the socket what it missed, so that it has everything up to
+    /// Ends a holding back: `give` gives the socket what it missed, so that it has everything up to
     /// `has`; what was held beyond that follows. Nothing can come between.
     pub fn resume(
         &self,
@@ -101,13 +106,19 @@ impl Rooms {
     ) {
         self.let_go(session, socket, |resuming| {
             give();
+            resuming.guest = false;
             resuming.has = has;
         });
     }
 
-    /// Ends the holding back of a socket that was given nothing.
-    pub fn release(&self, session: SessionId, socket: &SocketRef) {
-        self.let_go(session, socket, |_| {});
+    /// Ends a holding back of a socket that was given nothing; `false` if it has no other reason to be
+    /// in the room.
+    pub fn release(&self, session: SessionId, socket: &SocketRef) -> bool {
+        let mut stays = true;
+        self.let_go(session, socket, |resuming| {
+            stays = !resuming.guest || resuming.unanswered > 0;
+        });
+        stays
     }
 
     fn let_go(&self, session: SessionId, socket: &SocketRef, act: impl FnOnce(&mut Resuming)) {
@@ -117,8 +128,12 @@ impl Rooms {
             return act(&mut Resuming::default());
         };
         let resuming = member.resuming.get_or_insert_default();
+        resuming.unanswered = resuming.unanswered.saturating_sub(1);
         act(resuming);
-        let held = resuming.held.take().unwrap_or_default();
+        if resuming.unanswered > 0 {
+            return;
+        }
+        let held = std::mem::take(&mut resuming.held);
         let kept = held.into_iter().all(|saved| member.take(&saved));
         drop(rooms);
         if !kept {
@@ -147,6 +162,25 @@ impl Rooms {
     }
 }
 
+/// The socket as a member of the room, and whether it was none before.
+fn join<'a>(
+    rooms: &'a mut HashMap<SessionId, Vec<Member>>,
+    session: SessionId,
+    socket: &SocketRef,
+) -> (&'a mut Member, bool) {
+    let members = rooms.entry(session).or_insert_with(|| {
+        METRICS.rooms.inc();
+        Vec::new()
+    });
+    let place = members.iter().position(|member| member.socket.id == socket.id);
+    let new = place.is_none();
+    if new {
+        members.push(Member { socket: socket.clone(), resuming: None });
+    }
+    let place = place.unwrap_or(members.len() - 1);
+    (&mut members[place], new)
+}
+
 fn member<'a>(
     rooms: &'a mut HashMap<SessionId, Vec<Member>>,
     session: SessionId,
@@ -159,7 +193,7 @@ impl Member {
     /// Emits a message, or holds it back; `false` if the socket takes no more.
     fn take(&mut self, saved: &Saved) -> bool {
         match self.resuming.as_deref_mut() {
-            Some(Resuming { held: Some(held), .. }) => {
+            Some(Resuming { unanswered: 1.., held, .. }) => {
                 held.push(saved.clone());
                 return held.len() <= HELD_MAX;
             }

@@ -69,15 +69,8 @@ pub struct SessionJob {
     /// The id as the client gave it.
     given: Option<String>,
     session: Option<SessionId>,
-    resume: Option<Resume>,
-}
-
-/// What a client that comes back has.
-struct Resume {
-    /// Id of the last message that it has; empty if it was no text.
-    after: String,
-    /// Whether it was not in the room before.
-    new: bool,
+    /// Id of the last message that a client that comes back has; empty if it was no text.
+    after: Option<String>,
 }
 
 /// What a client missed.
@@ -108,13 +101,14 @@ pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, answer: A
     if let Err(error) = connection.room(session) {
         return answer.send(&NotJoined { session_id: given.as_deref(), error: &error });
     }
-    let new = session.is_some_and(|session| connection.join(session, &answer.socket));
     let after = payload.after.map(|after| after.as_str().unwrap_or_default().to_owned());
-    let resume = after.map(|after| Resume { after, new });
-    if let (Some(session), true) = (session, resume.is_some()) {
-        connection.gateway.rooms.hold(session, &answer.socket);
+    if let Some(session) = session {
+        match after {
+            Some(_) => connection.join_held(session, &answer.socket),
+            None => connection.join(session, &answer.socket),
+        };
     }
-    let job = SessionJob { connection: Arc::clone(connection), answer, given, session, resume };
+    let job = SessionJob { connection: Arc::clone(connection), answer, given, session, after };
     if let Err(job) = connection.reads.push(ReadJob::Session(job), event.bytes()) {
         job.give_up(&ClientError::overloaded());
     }
@@ -123,7 +117,7 @@ pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, answer: A
 impl Job for SessionJob {
     async fn run(self) {
         let Some(session) = self.session else { return self.open().await };
-        match (self.connection.gateway.known.check(session).await, &self.resume) {
+        match (self.connection.gateway.known.check(session).await, &self.after) {
             (Known::Yes, Some(_)) => self.resume(session).await,
             // A returning visitor never loses the conversation to an outage: sends to a session that
             // cannot be checked are refused until it can.
@@ -184,7 +178,7 @@ impl SessionJob {
 
     /// Gives the socket what it missed; what was said meanwhile follows behind.
     async fn resume(self, session: SessionId) {
-        let after = self.resume.as_ref().map(|resume| resume.after.as_str()).unwrap_or_default();
+        let after = self.after.as_deref().unwrap_or_default();
         match missed(&self.connection.gateway, session, after).await {
             Ok(Some(missed)) => {
                 let connection = Arc::clone(&self.connection);
@@ -229,12 +223,8 @@ impl SessionJob {
 
     /// Answers with an error; the socket is in the room if it was before.
     pub fn give_up(self, error: &ClientError) {
-        if let (Some(session), Some(resume)) = (self.session, &self.resume) {
-            if resume.new {
-                self.connection.leave(session, &self.answer.socket);
-            } else {
-                self.connection.gateway.rooms.release(session, &self.answer.socket);
-            }
+        if let (Some(session), Some(_)) = (self.session, &self.after) {
+            self.connection.release(session, &self.answer.socket);
         }
         self.refuse(error);
     }

@@ -1,6 +1,11 @@
 //! A client that comes back with `after` misses nothing and sees nothing twice.
 
-use tests::Stack;
+use std::time::Duration;
+
+use serde_json::json;
+use tests::{Link, Puppet, Stack, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn a_client_resumes_without_gap_or_repeat_on_any_gateway() {
@@ -11,17 +16,43 @@ async fn a_client_resumes_without_gap_or_repeat_on_any_gateway() {
 #[tokio::test]
 async fn a_resume_that_postgres_cannot_answer_is_unavailable_and_keeps_the_id() {
     let stack = Stack::builder().own_postgres().start().await;
-    let client = tests::Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     stack.postgres().kill().await;
-    let resume = serde_json::json!({ "sessionId": session, "after": "" });
+    let resume = json!({ "sessionId": session, "after": "" });
     let ack = client.ask("init_session", resume).await;
     assert_eq!(
         (&ack["sessionId"], &ack["error"]["code"]),
         (&session.as_str().into(), &"unavailable".into())
     );
     // Without `after` there is nothing to read: a returning visitor keeps the conversation.
-    let ack = client.ask("init_session", serde_json::json!({ "sessionId": session })).await;
+    let ack = client.ask("init_session", json!({ "sessionId": session })).await;
     assert_eq!(ack["sessionId"], session.as_str());
     assert!(ack["error"].is_null(), "{ack}");
+}
+
+/// The first was waiting in the client's buffer when it lost its connection.
+#[tokio::test]
+async fn a_client_that_resumes_twice_at_once_hears_everything_though_the_first_is_refused() {
+    let stack = Stack::builder().wire(Link::GatewayPostgres).start().await;
+    let puppet = Puppet::start().await;
+    let [speaker, listener] = [
+        puppet.client(&stack.url(""), &["websocket"]).await,
+        puppet.client(&stack.url(""), &["websocket"]).await,
+    ];
+    let session = speaker.stay(None).await["sessionId"].as_str().unwrap().to_owned();
+    let wire = stack.wire(Link::GatewayPostgres, 0);
+    wire.cut();
+    let resume = || {
+        let (listener, resume) = (listener.clone(), json!({ "sessionId": session, "after": "" }));
+        tokio::spawn(async move { listener.ask("init_session", resume).await })
+    };
+    let [first, second] = [resume(), resume()];
+    let refused = first.await.unwrap();
+    assert_eq!(refused["error"]["code"], "unavailable", "{refused}");
+    wire.mend();
+    let resumed = second.await.unwrap();
+    assert_eq!(resumed["resumed"], true, "{resumed}");
+    speaker.ask("user_message", json!({ "sessionId": session, "content": "heard" })).await;
+    eventually(SOON, "it is heard", async || listener.messages().await.len() == 1).await;
 }
