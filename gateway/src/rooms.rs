@@ -78,13 +78,7 @@ impl Rooms {
 
     /// Takes a socket out of a session's room.
     pub fn leave(&self, session: SessionId, socket: &SocketRef) {
-        if let Entry::Occupied(mut room) = self.lock().entry(session) {
-            room.get_mut().retain(|member| member.socket.id != socket.id);
-            if room.get().is_empty() {
-                room.remove();
-                METRICS.rooms.dec();
-            }
-        }
+        leave(&mut self.lock(), session, socket);
     }
 
     /// Holds back what is emitted to a member while a history is read for it; `false` if it is none.
@@ -111,27 +105,34 @@ impl Rooms {
         });
     }
 
-    /// Ends a holding back of a socket that was given nothing; `false` if it has no other reason to be
-    /// in the room.
+    /// Ends a holding back of a socket that was given nothing; `false` if it had no other reason to be
+    /// in the room and left.
     pub fn release(&self, session: SessionId, socket: &SocketRef) -> bool {
-        let mut stays = true;
-        self.let_go(session, socket, |resuming| {
-            stays = !resuming.guest || resuming.unanswered > 0;
-        });
-        stays
+        self.let_go(session, socket, |_| {})
     }
 
-    fn let_go(&self, session: SessionId, socket: &SocketRef, act: impl FnOnce(&mut Resuming)) {
+    /// `false` if nothing keeps the socket in the room, and it left.
+    fn let_go(
+        &self,
+        session: SessionId,
+        socket: &SocketRef,
+        act: impl FnOnce(&mut Resuming),
+    ) -> bool {
         let mut rooms = self.lock();
         let Some(member) = member(&mut rooms, session, socket) else {
             // It left meanwhile, and is answered all the same.
-            return act(&mut Resuming::default());
+            act(&mut Resuming::default());
+            return true;
         };
         let resuming = member.resuming.get_or_insert_default();
         resuming.unanswered = resuming.unanswered.saturating_sub(1);
         act(resuming);
         if resuming.unanswered > 0 {
-            return;
+            return true;
+        }
+        if resuming.guest {
+            leave(&mut rooms, session, socket);
+            return false;
         }
         let held = std::mem::take(&mut resuming.held);
         let kept = held.into_iter().all(|saved| member.take(&saved));
@@ -139,6 +140,7 @@ impl Rooms {
         if !kept {
             cut::cut(socket);
         }
+        true
     }
 
     /// Emits a message to everybody in the session's room; `false` if nobody is.
@@ -179,6 +181,16 @@ fn join<'a>(
     }
     let place = place.unwrap_or(members.len() - 1);
     (&mut members[place], new)
+}
+
+fn leave(rooms: &mut HashMap<SessionId, Vec<Member>>, session: SessionId, socket: &SocketRef) {
+    if let Entry::Occupied(mut room) = rooms.entry(session) {
+        room.get_mut().retain(|member| member.socket.id != socket.id);
+        if room.get().is_empty() {
+            room.remove();
+            METRICS.rooms.dec();
+        }
+    }
 }
 
 fn member<'a>(

@@ -48,11 +48,34 @@ async fn a_client_that_resumes_twice_at_once_hears_everything_though_the_first_i
         tokio::spawn(async move { listener.ask("init_session", resume).await })
     };
     let [first, second] = [resume(), resume()];
+    speaker.ask("user_message", json!({ "sessionId": session, "content": "meanwhile" })).await;
     let refused = first.await.unwrap();
     assert_eq!(refused["error"]["code"], "unavailable", "{refused}");
     wire.mend();
     let resumed = second.await.unwrap();
     assert_eq!(resumed["resumed"], true, "{resumed}");
+    assert_eq!(resumed["messages"][0]["content"], "meanwhile", "{resumed}");
     speaker.ask("user_message", json!({ "sessionId": session, "content": "heard" })).await;
     eventually(SOON, "it is heard", async || listener.messages().await.len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_client_whose_resume_is_refused_is_shown_nothing_of_the_session() {
+    let stack = Stack::builder().wire(Link::GatewayPostgres).start().await;
+    let puppet = Puppet::start().await;
+    let speaker = puppet.client(&stack.url(""), &["websocket"]).await;
+    let listener = puppet.client(&stack.url(""), &["websocket"]).await;
+    let session = speaker.stay(None).await["sessionId"].as_str().unwrap().to_owned();
+    stack.wire(Link::GatewayPostgres, 0).cut();
+    let refused = tokio::spawn({
+        let (listener, resume) = (listener.clone(), json!({ "sessionId": session, "after": "" }));
+        async move { listener.ask("init_session", resume).await }
+    });
+    speaker.ask("user_message", json!({ "sessionId": session, "content": "secret" })).await;
+    eventually(SOON, "it is said", async || speaker.messages().await.len() == 1).await;
+    let refused = refused.await.unwrap();
+    assert_eq!(refused["error"]["code"], "unavailable", "{refused}");
+    // What was emitted before comes before this answer.
+    listener.ask("user_message", json!({})).await;
+    assert!(listener.messages().await.is_empty());
 }
