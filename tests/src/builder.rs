@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use stack::launch::{Output, Program};
 use stack::run_dir::RunDir;
@@ -13,7 +15,7 @@ use crate::backend::Backend;
 use crate::binaries::Binaries;
 use crate::database::Database;
 use crate::server::{Nats, Postgres};
-use crate::service::Service;
+use crate::service::{Place, Service};
 use crate::stack::Stack;
 use crate::wait::must;
 use crate::wire::Wire;
@@ -56,6 +58,7 @@ pub struct Builder {
     empty_database: bool,
     start_services: bool,
     sync_interval: Option<String>,
+    as_containers: bool,
 }
 
 impl Default for Builder {
@@ -71,6 +74,7 @@ impl Default for Builder {
             empty_database: false,
             start_services: true,
             sync_interval: None,
+            as_containers: false,
         }
     }
 }
@@ -142,6 +146,12 @@ impl Builder {
     #[must_use]
     pub fn empty_database(self) -> Self {
         Self { empty_database: true, ..self }
+    }
+
+    /// Each gateway has an address of its own, and all have the same ports.
+    #[must_use]
+    pub fn gateways_as_containers(self) -> Self {
+        Self { as_containers: true, ..self }
     }
 
     /// The services are made and not started.
@@ -251,11 +261,14 @@ impl Maker<'_> {
     async fn services(&self, kind: Kind, count: usize) -> (Vec<Service>, Wires) {
         let mut wires = Wires::new();
         let mut services = Vec::new();
+        let mut places = Vec::new();
         for index in 0..count {
+            let place = self.place(kind, index, places.first());
+            places.push(place.clone());
             let (nats, postgres) = kind.links();
             let nats = self.through(nats, index, &self.nats, &mut wires).await;
             let postgres = self.through(postgres, index, self.database, &mut wires).await;
-            services.push(self.service(kind, index, &nats, &postgres));
+            services.push(self.service(kind, index, place, (&nats, &postgres)));
         }
         (services, wires)
     }
@@ -272,9 +285,30 @@ impl Maker<'_> {
         url.into()
     }
 
-    fn service(&self, kind: Kind, index: usize, nats: &str, postgres: &str) -> Service {
+    fn place(&self, kind: Kind, index: usize, first: Option<&Place>) -> Place {
+        let port = || Arc::new(must(Port::reserve(), "a port for a service"));
+        match (kind, first) {
+            (Kind::Gateway, Some(first)) if self.plan.as_containers => {
+                let last = u8::try_from(index + 1);
+                let address = Ipv4Addr::new(127, 0, 0, must(last, "an address for a service"));
+                Place { address, ..first.clone() }
+            }
+            (Kind::Gateway, _) => {
+                Place { address: Ipv4Addr::LOCALHOST, port: port(), ops: Some(port()) }
+            }
+            // It listens nowhere else.
+            (Kind::Persister, _) => Place { address: Ipv4Addr::LOCALHOST, port: port(), ops: None },
+        }
+    }
+
+    fn service(
+        &self,
+        kind: Kind,
+        index: usize,
+        place: Place,
+        (nats, postgres): (&str, &str),
+    ) -> Service {
         let name = format!("{}-{index}", kind.name());
-        let port = must(Port::reserve(), "a port for a service");
         let log = self.log(&name);
         let mut program = Program {
             clean_env: true,
@@ -287,20 +321,15 @@ impl Maker<'_> {
             program.env.extend(env::var_os(name).map(|value| (name.into(), value)));
         }
         program = program.env("DATABASE_URL", postgres).env("NATS_URL", nats);
-        // A persister listens nowhere else.
-        let ops = match kind {
-            Kind::Gateway => {
-                program = program.env("HOST", "127.0.0.1").env("PORT", port.number().to_string());
-                Some(must(Port::reserve(), "a port for operators"))
-            }
-            Kind::Persister => None,
-        };
-        let ops_port = ops.as_ref().unwrap_or(&port).number();
-        program = program.env("OPS_ADDRESS", format!("127.0.0.1:{ops_port}"));
+        if let Kind::Gateway = kind {
+            let port = place.port.number().to_string();
+            program = program.env("HOST", place.address.to_string()).env("PORT", port);
+        }
+        program = program.env("OPS_ADDRESS", format!("{}:{}", place.address, place.ops_port()));
         for (name, value) in self.plan.variables(kind) {
             program = program.env(name, value);
         }
-        Service::new(&self.machine, (port, ops), log, program)
+        Service::new(&self.machine, place, log, program)
     }
 
     fn log(&self, name: &str) -> PathBuf {

@@ -33,9 +33,13 @@ impl Conversation {
 
     /// Begins to talk through a gateway, counted from 0.
     pub async fn begin_on(stack: &Stack, puppet: &Puppet, gateway: usize) -> Self {
-        let url = stack.gateway(gateway).url("");
-        let visitor = puppet.client(&url, &["websocket"]).await;
-        let admin = puppet.client(&url, &["polling"]).await;
+        Self::begin_at(&stack.gateway(gateway).url(""), puppet).await
+    }
+
+    /// Begins to talk at this URL.
+    pub async fn begin_at(url: &str, puppet: &Puppet) -> Self {
+        let visitor = puppet.client(url, &["websocket"]).await;
+        let admin = puppet.client(url, &["polling"]).await;
         let session = text(&visitor.stay(None).await, "sessionId");
         admin.stay(Some(&session)).await;
         visitor.talk("user_message", &session, true).await;

@@ -14,6 +14,7 @@
 //! The harness panics where it cannot do what a test asks for: that is what fails a test.
 
 mod backend;
+mod balancer;
 mod binaries;
 mod builder;
 pub mod chaos;
@@ -21,6 +22,7 @@ mod conversation;
 mod database;
 #[cfg(feature = "docker")]
 mod docker;
+mod names;
 mod node;
 mod puppet;
 mod server;
@@ -29,6 +31,7 @@ mod stack;
 mod wait;
 mod wire;
 
+pub use balancer::Balancer;
 pub use binaries::{machine, program};
 pub use builder::{Builder, Link};
 pub use conversation::Conversation;

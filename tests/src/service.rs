@@ -1,9 +1,10 @@
 //! One process of a gateway or a persister.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,27 +21,36 @@ const STOPS_WITHIN: Duration = Duration::from_secs(30);
 /// One look at `/ready`.
 const ASKS_WITHIN: Duration = Duration::from_secs(5);
 
+/// Where a service listens.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) port: Arc<Port>,
+    /// Where operators look, if that is another one.
+    pub(crate) ops: Option<Arc<Port>>,
+}
+
+impl Place {
+    /// The port where operators look.
+    pub(crate) fn ops_port(&self) -> u16 {
+        self.ops.as_ref().unwrap_or(&self.port).number()
+    }
+}
+
 /// A service that can be killed, frozen and started again, on the same port.
 #[derive(Debug)]
 pub struct Service {
     machine: Machine,
-    port: Port,
-    /// Where operators look, if that is another one.
-    ops: Option<Port>,
+    place: Place,
     log: PathBuf,
     program: Mutex<Program>,
     child: Mutex<Option<Child>>,
 }
 
 impl Service {
-    pub(crate) fn new(
-        machine: &Machine,
-        (port, ops): (Port, Option<Port>),
-        log: PathBuf,
-        program: Program,
-    ) -> Self {
+    pub(crate) fn new(machine: &Machine, place: Place, log: PathBuf, program: Program) -> Self {
         let (program, child) = (Mutex::new(program), Mutex::default());
-        Self { machine: machine.clone(), port, ops, log, program, child }
+        Self { machine: machine.clone(), place, log, program, child }
     }
 
     /// Its name in the logs: `gateway-0`.
@@ -48,20 +58,29 @@ impl Service {
         self.program().name.clone()
     }
 
+    /// Its address.
+    pub fn address(&self) -> Ipv4Addr {
+        self.place.address
+    }
+
     /// The port of its HTTP server.
     pub fn port(&self) -> u16 {
-        self.port.number()
+        self.place.port.number()
+    }
+
+    /// The port where operators look.
+    pub fn ops_port(&self) -> u16 {
+        self.place.ops_port()
     }
 
     /// The URL of a path on it.
     pub fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port())
+        format!("http://{}:{}{path}", self.address(), self.port())
     }
 
     /// The URL of a path where operators look.
     pub fn ops_url(&self, path: &str) -> String {
-        let port = self.ops.as_ref().unwrap_or(&self.port).number();
-        format!("http://127.0.0.1:{port}{path}")
+        format!("http://{}:{}{path}", self.address(), self.ops_port())
     }
 
     /// Sets a variable for the next start.

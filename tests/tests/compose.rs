@@ -83,7 +83,7 @@ fn what_compose_reads_and_what_the_example_shows_are_the_same() {
     let (text, compose) = (read("compose.yaml"), compose());
     let inserted = text.split("${").skip(1).filter_map(|rest| rest.split([':', '}']).next());
     let passed =
-        OURS.iter().filter_map(|(name, _)| compose["services"][name]["environment"].as_object());
+        services(&compose).values().filter_map(|service| service["environment"].as_object());
     let passed =
         passed.flatten().filter(|(_, value)| value.is_null()).map(|(name, _)| name.as_str());
     let read: BTreeSet<&str> = inserted.chain(passed).collect();
@@ -133,7 +133,7 @@ fn only_what_people_use_is_published_and_only_on_this_machine() {
     let compose = compose();
     for (name, service) in services(&compose) {
         let ports = service["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let published = ["gateway", "grafana", "prometheus"].contains(&name.as_str());
+        let published = ["balancer", "grafana", "prometheus"].contains(&name.as_str());
         assert_eq!(ports.is_empty(), !published, "{name}");
         for port in ports {
             assert!(port.as_str().expect("the short form").starts_with("127.0.0.1:"), "{name}");
@@ -142,11 +142,29 @@ fn only_what_people_use_is_published_and_only_on_this_machine() {
 }
 
 #[test]
-fn persisters_can_be_scaled() {
+fn gateways_and_persisters_can_be_scaled() {
     let compose = compose();
-    let persister = services(&compose)["persister"].as_object().expect("persister");
-    for one_of_a_kind in ["container_name", "hostname", "ports", "network_mode", "scale"] {
-        assert!(!persister.contains_key(one_of_a_kind), "{one_of_a_kind}");
+    for (name, _) in OURS {
+        let service = services(&compose)[name].as_object().expect(name);
+        for one_of_a_kind in ["container_name", "hostname", "ports", "network_mode", "scale"] {
+            assert!(!service.contains_key(one_of_a_kind), "{name}: {one_of_a_kind}");
+        }
+    }
+}
+
+/// Its file holds what is the same in every Compose: names and ports of other services.
+#[test]
+fn the_balancer_finds_gateways_where_they_listen() {
+    let (compose, file) = (compose(), read(".balancer/haproxy.cfg"));
+    let gateway = &compose["services"]["gateway"]["environment"];
+    let ops = gateway["OPS_ADDRESS"].as_str().and_then(|address| address.rsplit(':').next());
+    let balancer = &compose["services"]["balancer"];
+    let port = balancer["ports"][0].as_str().and_then(|port| port.rsplit(':').next());
+    assert!(file.contains(&format!("-gateway:{}}}", gateway["PORT"])), "{gateway}");
+    assert!(file.contains(&format!("-{}}}", ops.expect("a port"))), "{gateway}");
+    assert!(file.contains(&format!("BIND-:{}}}", port.expect("a port"))), "{balancer}");
+    for variable in balancer["environment"].as_object().expect("variables").keys() {
+        assert!(file.contains(&format!("${{{variable}")), "{variable}");
     }
 }
 

@@ -1,0 +1,230 @@
+//! Several gateways and persisters behind the load balancer of `compose.yaml`: the real HAProxy with the
+//! file that is shipped.
+
+#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::{Balancer, Builder, Client, Conversation, Puppet, Service, Stack, Talk, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+/// One look at a gateway every half second, and two that fail.
+const NOTICED_WITHIN: Duration = Duration::from_secs(5);
+/// Where the balancer comes from, as gateways see it.
+const BALANCER: &str = "127.0.0.1";
+/// A proxy before it.
+const PROXY: &str = "127.0.0.99";
+/// What a client says whose connection was lost while an answer was on its way.
+const CUT: &str = "socket has been disconnected";
+const CLIENTS: usize = 8;
+
+fn scaled() -> Builder {
+    let stack = Stack::builder().gateways(2).persisters(3).gateways_as_containers();
+    stack.gateway_env("TRUSTED_PROXIES", BALANCER)
+}
+
+async fn start() -> (Stack, Balancer) {
+    let stack = scaled().start().await;
+    let balancer = Balancer::start(&stack, PROXY).await;
+    (stack, balancer)
+}
+
+async fn enter(client: &Client) -> String {
+    client.stay(None).await["sessionId"].as_str().expect("an id").to_owned()
+}
+
+async fn say(client: &Client, session: &str, content: &str) -> Value {
+    client.ask("user_message", json!({ "sessionId": session, "content": content })).await
+}
+
+/// Clients in sessions of their own.
+async fn crowd(balancer: &Balancer, puppet: &Puppet, transport: &str) -> Vec<(Client, String)> {
+    let mut crowd = Vec::new();
+    for _ in 0..CLIENTS {
+        let client = puppet.client(&balancer.url(""), &[transport]).await;
+        let session = enter(&client).await;
+        crowd.push((client, session));
+    }
+    crowd
+}
+
+async fn sockets(gateway: &Service) -> usize {
+    let metrics = reqwest::get(gateway.ops_url("/metrics")).await.expect("metrics");
+    let text = metrics.text().await.expect("a text");
+    let line = text.lines().find_map(|line| line.strip_prefix("chat_gateway_sockets "));
+    line.and_then(|count| count.parse().ok()).expect("a count of sockets")
+}
+
+#[tokio::test]
+async fn clients_work_through_it_by_polling_by_websocket_and_with_the_upgrade() {
+    let (stack, balancer) = start().await;
+    let url = balancer.url("");
+    for file in ["session.test.mjs", "messages.test.mjs", "resume.test.mjs", "rest.test.mjs"] {
+        stack.node_test(file, &[("GATEWAY_URL", &url), ("GATEWAY_URLS", &url)]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_where_it_is_and_not_where_it_says() {
+    let (stack, balancer) = start().await;
+    let url = balancer.url("");
+    stack.node_test("balancer.test.mjs", &[("GATEWAY_URL", &url), ("PROXY", PROXY)]).await;
+    for gateway in stack.gateways() {
+        assert!(!gateway.logs().contains("Forwarded"), "{}", gateway.logs());
+    }
+}
+
+#[tokio::test]
+async fn clients_are_spread_over_the_gateways_and_those_that_poll_stay_with_theirs() {
+    let (stack, balancer) = start().await;
+    let puppet = Puppet::start().await;
+    let crowd = crowd(&balancer, &puppet, "polling").await;
+    for gateway in stack.gateways() {
+        assert_eq!(sockets(gateway).await, CLIENTS / 2, "{}", gateway.name());
+    }
+    for (client, session) in &crowd {
+        for n in 0..20 {
+            assert_eq!(say(client, session, &n.to_string()).await["status"], "accepted");
+        }
+    }
+    for (client, _) in &crowd {
+        eventually(SOON, "it is shown", async || client.messages().await.len() == 20).await;
+        assert_eq!(client.seen("disconnect").await, Vec::<Value>::new());
+    }
+}
+
+#[tokio::test]
+async fn gateways_that_come_and_go_are_found_by_name() {
+    let (stack, balancer) = start().await;
+    let puppet = Puppet::start().await;
+    let [first, second]: [Ipv4Addr; 2] = [0, 1].map(|index| stack.gateway(index).address());
+    balancer.set_addresses(vec![first]);
+    balancer.knows(1).await;
+    let before = crowd(&balancer, &puppet, "websocket").await;
+    assert_eq!(sockets(stack.gateway(1)).await, 0);
+    balancer.set_addresses(vec![second, first]);
+    balancer.knows(2).await;
+    crowd(&balancer, &puppet, "websocket").await;
+    assert_eq!(sockets(stack.gateway(1)).await, CLIENTS);
+    for (client, _) in &before {
+        assert_eq!(client.seen("disconnect").await, Vec::<Value>::new());
+    }
+}
+
+/// Everything that was said came, and nothing was refused but for the restart of a gateway.
+async fn end(conversations: Vec<Conversation>, stack: &Stack) {
+    for conversation in conversations {
+        for Talk { refused, .. } in conversation.end(stack).await {
+            let others = |code: &&String| !["unavailable", CUT].contains(&code.as_str());
+            assert_eq!(refused.iter().filter(others).collect::<Vec<_>>(), Vec::<&String>::new());
+        }
+    }
+}
+
+async fn conversations(balancer: &Balancer, puppet: &Puppet) -> Vec<Conversation> {
+    let mut conversations = Vec::new();
+    for _ in 0..4 {
+        conversations.push(Conversation::begin_at(&balancer.url(""), puppet).await);
+    }
+    conversations
+}
+
+#[tokio::test]
+async fn every_process_behind_it_may_be_stopped_in_turn() {
+    let (stack, balancer) = start().await;
+    let puppet = Puppet::start().await;
+    let conversations = conversations(&balancer, &puppet).await;
+    for service in stack.gateways().iter().chain(stack.persisters()) {
+        assert!(service.terminate().await.success(), "{}", service.logs());
+        for conversation in &conversations {
+            conversation.is_delivered(10).await;
+        }
+        service.start().await;
+        balancer.knows(2).await;
+    }
+    end(conversations, &stack).await;
+}
+
+#[tokio::test]
+async fn every_process_behind_it_may_be_killed_in_turn() {
+    let (stack, balancer) = start().await;
+    let puppet = Puppet::start().await;
+    let conversations = conversations(&balancer, &puppet).await;
+    for service in stack.gateways().iter().chain(stack.persisters()) {
+        service.kill();
+        for conversation in &conversations {
+            conversation.is_delivered(10).await;
+        }
+        service.start().await;
+        balancer.knows(2).await;
+    }
+    end(conversations, &stack).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_drains_is_given_nobody_and_keeps_whom_it_has() {
+    let (stack, balancer) = start().await;
+    let puppet = Puppet::start().await;
+    let client = puppet.client(&balancer.url(""), &["websocket"]).await;
+    let session = enter(&client).await;
+    let mut gateways = [stack.gateway(0), stack.gateway(1)];
+    if sockets(gateways[0]).await == 0 {
+        gateways.reverse();
+    }
+    let [draining, other] = gateways;
+    stack.nats().pause().await;
+    let under_way = tokio::spawn({
+        let (client, session) = (client.clone(), session.clone());
+        async move { say(&client, &session, "under way").await }
+    });
+    eventually(SOON, "it is under way", async || {
+        let metrics = reqwest::get(draining.ops_url("/metrics")).await.expect("metrics");
+        metrics.text().await.expect("a text").contains("chat_gateway_publishes_in_flight 1")
+    })
+    .await;
+    draining.ask_to_stop();
+    // Also before anybody noticed: who is refused a connection is given the other one.
+    for _ in 0..10 {
+        let answer = stack.http().get(balancer.url("/health")).send().await.expect("an answer");
+        assert!(answer.status().is_success(), "{answer:?}");
+    }
+    balancer.knows(1).await;
+    assert!(draining.is_running(), "{}", draining.logs());
+    stack.nats().resume().await;
+    assert_eq!(under_way.await.expect("an answer")["status"], "accepted");
+    assert!(draining.exit_status(SOON).await.success(), "{}", draining.logs());
+    client.connected().await;
+    eventually(SOON, "it is delivered", async || client.messages().await.len() == 1).await;
+    assert_eq!(sockets(other).await, 1);
+}
+
+/// Not ready, and of use all the same: known sessions are talked in.
+#[tokio::test]
+async fn while_postgres_is_away_clients_reach_the_gateways() {
+    let stack = scaled().own_postgres().start().await;
+    let balancer = Balancer::start(&stack, "").await;
+    let puppet = Puppet::start().await;
+    let client = puppet.client(&balancer.url(""), &["polling"]).await;
+    let session = enter(&client).await;
+    stack.postgres().stop().await;
+    let checked = async |gateway: &Service| {
+        let text = reqwest::get(gateway.ops_url("/ready")).await.expect("an answer");
+        text.status() == 503
+    };
+    for gateway in stack.gateways() {
+        eventually(SOON, "it is not ready", async || checked(gateway).await).await;
+    }
+    // Longer than it takes to notice.
+    let mut said = 0;
+    let since = std::time::Instant::now();
+    while since.elapsed() < NOTICED_WITHIN {
+        assert_eq!(say(&client, &session, &said.to_string()).await["status"], "accepted");
+        said += 1;
+    }
+    assert_eq!(client.seen("disconnect").await, Vec::<Value>::new());
+    balancer.knows(2).await;
+    stack.postgres().start().await;
+    eventually(SOON, "all is shown", async || client.messages().await.len() == said).await;
+}
