@@ -206,7 +206,7 @@ impl Delivery {
 }
 
 /// The message of an announcement; it is checked to be JSON, not parsed.
-fn saved(payload: &[u8], position: Position) -> Option<Saved> {
+pub fn saved(payload: &[u8], position: Position) -> Option<Saved> {
     let json: Box<RawValue> = serde_json::from_slice(payload).ok()?;
     Some(Saved { position, json: json.into() })
 }

@@ -29,11 +29,16 @@ impl FromMessageParts<LocalAdapter> for RawEvent {
         ack: &Option<i64>,
     ) -> Result<Self, Self::Error> {
         // The text is a shared buffer, not a copy.
-        Ok(Self { frame: frame.clone(), wants_ack: ack.is_some() })
+        Ok(Self::new(frame.clone(), ack.is_some()))
     }
 }
 
 impl RawEvent {
+    /// An event by its frame.
+    pub fn new(frame: Value, wants_ack: bool) -> Self {
+        Self { frame, wants_ack }
+    }
+
     fn text(&self) -> &str {
         self.frame.as_str().map_or("[]", |text| text)
     }

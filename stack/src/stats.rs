@@ -22,15 +22,40 @@ fn number(text: &str) -> Option<u64> {
 
 /// Processor time used so far, in user and kernel mode. Linux only.
 pub fn cpu_time(id: u32) -> Result<Duration> {
+    let [own, _] = cpu_times(id)?;
+    Ok(own)
+}
+
+/// The same with that of its children, those that have ended included. Linux only.
+pub fn family_cpu_time(id: u32) -> Result<Duration> {
+    let [own, ended] = cpu_times(id)?;
+    // One that ends in between is counted with its parent the next time.
+    let children = children(id).into_iter().filter_map(|child| family_cpu_time(child).ok());
+    Ok(own + ended + children.sum::<Duration>())
+}
+
+/// What a process used, and what its children did that have ended.
+fn cpu_times(id: u32) -> Result<[Duration; 2]> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-    // The name in parentheses may hold anything; user and system ticks are fields 14 and 15.
+    // The name in parentheses may hold anything; user and system ticks are fields 14 and 15, those
+    // of children 16 and 17.
     let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
-    let ticks = ticks(11)
-        .zip(ticks(12))
-        .map(|(user, system)| user + system)
-        .context("unknown format of /proc")?;
-    Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
+    let time = |index: usize| {
+        let (user, system) =
+            ticks(index).zip(ticks(index + 1)).context("unknown format of /proc")?;
+        let millis = (user + system) * 1000 / rustix::param::clock_ticks_per_second();
+        anyhow::Ok(Duration::from_millis(millis))
+    };
+    Ok([time(11)?, time(13)?])
+}
+
+/// Memory in RAM of a process and its children, in bytes; what they share is counted once. Linux only.
+pub fn family_memory(id: u32) -> Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{id}/smaps_rollup"))?;
+    let kilobytes = rollup.lines().find_map(|line| number(line.strip_prefix("Pss:")?));
+    let children = children(id).into_iter().filter_map(|child| family_memory(child).ok());
+    Ok(kilobytes.context("unknown format of /proc")? * 1024 + children.sum::<u64>())
 }
 
 /// The command line of a process; nothing if there is none.

@@ -59,6 +59,7 @@ pub struct Builder {
     start_services: bool,
     sync_interval: Option<String>,
     as_containers: bool,
+    programs: Option<PathBuf>,
 }
 
 impl Default for Builder {
@@ -75,6 +76,7 @@ impl Default for Builder {
             start_services: true,
             sync_interval: None,
             as_containers: false,
+            programs: None,
         }
     }
 }
@@ -158,6 +160,12 @@ impl Builder {
     #[must_use]
     pub fn services_stopped(self) -> Self {
         Self { start_services: false, ..self }
+    }
+
+    /// The services' programs are those in this folder, not those that were built for the tests.
+    #[must_use]
+    pub fn programs(self, folder: &Path) -> Self {
+        Self { programs: Some(folder.to_path_buf()), ..self }
     }
 
     /// Makes the stack and waits until every service is ready.
@@ -315,7 +323,7 @@ impl Maker<'_> {
             folder: Some(self.home.to_path_buf()),
             output: Output::File(log.clone()),
             pid_folder: Some(self.home.join("pids")),
-            ..Program::new(name, Binaries::get().path(kind.name()))
+            ..Program::new(name, self.program(kind))
         };
         for name in INHERITED {
             program.env.extend(env::var_os(name).map(|value| (name.into(), value)));
@@ -330,6 +338,13 @@ impl Maker<'_> {
             program = program.env(name, value);
         }
         Service::new(&self.machine, place, log, program)
+    }
+
+    fn program(&self, kind: Kind) -> PathBuf {
+        match &self.plan.programs {
+            Some(folder) => folder.join(kind.name()),
+            None => Binaries::get().path(kind.name()),
+        }
     }
 
     fn log(&self, name: &str) -> PathBuf {

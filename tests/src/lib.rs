@@ -22,6 +22,8 @@ mod conversation;
 mod database;
 #[cfg(feature = "docker")]
 mod docker;
+mod lean;
+pub mod load;
 mod names;
 mod node;
 mod puppet;

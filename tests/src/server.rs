@@ -98,6 +98,11 @@ impl<P: Process> Server<P> {
         }
     }
 
+    /// Its process id, if it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.local().id()
+    }
+
     /// Its memory in RAM, in bytes; for Postgres, that of the main process.
     pub fn resident_bytes(&self) -> u64 {
         must(stats::resident_bytes(self.local().id().unwrap_or_default()), "the memory of a server")

@@ -1,25 +1,17 @@
-//! Connections of clients: of the real JavaScript client, or lean ones over one websocket that speak as
-//! much of Engine.IO 4 and Socket.IO 5 as a chat needs.
+//! Connections of clients: of the real JavaScript client, or lean ones.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use futures_util::{SinkExt, StreamExt};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 
-use crate::Stack;
+use crate::{Stack, lean};
 
 use super::javascript::{JsClient, JsSocket};
 
-/// A gateway that is frozen takes the connection and says nothing.
-const CONNECTS_WITHIN: Duration = Duration::from_secs(3);
-/// A peer that reads nothing.
-const SENDS_WITHIN: Duration = Duration::from_secs(5);
+/// Characters that say what a packet is.
+const KIND: usize = 2;
 
 /// How a client connects.
 #[derive(Clone, Debug)]
@@ -40,7 +32,7 @@ pub(super) enum Socket {
 /// A connection of our own.
 #[derive(Debug)]
 pub(super) struct Lean {
-    stream: WebSocketStream<TcpStream>,
+    wire: lean::Lean,
     asked: u64,
 }
 
@@ -60,7 +52,9 @@ impl Way {
         let (gateway, socket) = match self {
             Self::Lean => {
                 let gateway = turn % gateways.len();
-                (gateway, Socket::Lean(Box::new(Lean::connect(gateways[gateway].port()).await?)))
+                let server = SocketAddr::from((Ipv4Addr::LOCALHOST, gateways[gateway].port()));
+                let wire = lean::Lean::connect(server).await?;
+                (gateway, Socket::Lean(Box::new(Lean { wire, asked: 0 })))
             }
             Self::Javascript(client) => {
                 let gateway = client.gateway(gateways.len());
@@ -91,60 +85,19 @@ impl Socket {
 }
 
 impl Lean {
-    /// Connects to the default namespace of the gateway on this port.
-    async fn connect(port: u16) -> Result<Self> {
-        timeout(CONNECTS_WITHIN, Self::handshake(port)).await.context("no handshake in time")?
-    }
-
-    async fn handshake(port: u16) -> Result<Self> {
-        let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
-        tcp.set_nodelay(true)?;
-        let url = format!("ws://127.0.0.1:{port}/socket.io/?EIO=4&transport=websocket");
-        let (stream, _) = tokio_tungstenite::client_async(url, tcp).await?;
-        let mut socket = Self { stream, asked: 0 };
-        let open = socket.text().await?;
-        ensure!(open.starts_with('0'), "no open packet: {open}");
-        socket.send("40".to_owned()).await?;
-        let connected = socket.text().await?;
-        ensure!(connected.starts_with("40"), "not connected: {connected}");
-        Ok(socket)
-    }
-
     async fn emit(&mut self, event: &str, data: Value) -> Result<u64> {
         let number = self.asked;
         self.asked += 1;
-        self.send(format!("42{number}{}", Value::from(vec![event.into(), data]))).await?;
+        self.wire.emit(number, event, data).await?;
         Ok(number)
     }
 
     async fn next(&mut self) -> Result<Packet> {
-        loop {
-            let text = self.text().await?;
-            if text == "2" {
-                self.send("3".to_owned()).await?;
-            } else if let Some(event) = text.strip_prefix("42") {
-                return event_of(event);
-            } else if let Some(ack) = text.strip_prefix("43") {
-                return ack_of(ack);
-            } else {
-                bail!("the connection was ended with {text:?}");
-            }
+        let text = self.wire.next().await?;
+        match text.split_at(KIND) {
+            ("42", event) => event_of(event),
+            (_, ack) => ack_of(ack),
         }
-    }
-
-    async fn text(&mut self) -> Result<String> {
-        loop {
-            match self.stream.next().await.context("the connection ended")?? {
-                Message::Text(text) => return Ok(text.as_str().to_owned()),
-                Message::Close(_) => bail!("the connection was closed"),
-                _ => {}
-            }
-        }
-    }
-
-    async fn send(&mut self, text: String) -> Result<()> {
-        let sent = self.stream.send(Message::text(text));
-        Ok(timeout(SENDS_WITHIN, sent).await.context("the gateway reads nothing")??)
     }
 }
 

@@ -1,0 +1,40 @@
+//! Acks while Postgres is stopped, and whether everything comes after.
+
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use tokio::time::sleep;
+
+use super::arguments::Outage;
+use super::figures::Figures;
+use super::talk::{Conversation, Load};
+use super::target::Target;
+
+/// Stops Postgres under load for the measured time.
+pub(super) async fn measure(target: &Target, outage: &Outage) -> Result<Figures> {
+    let stack = target.stack.as_ref().context("only a stack of our own can be broken")?;
+    let crowd = &outage.open.crowd;
+    let load = Load::Open(outage.open.rate);
+    let conversation = Conversation::begin(target, crowd.sessions, load).await?;
+    let tally = Rc::clone(&conversation.tally);
+    let breaking = async {
+        sleep(crowd.warms_up()).await;
+        stack.postgres().stop().await;
+        println!("  Postgres is stopped");
+        tally.begin();
+        sleep(crowd.measured()).await;
+        tally.end();
+        stack.postgres().start().await;
+        println!("  Postgres is back");
+        let mut figures = Figures::default();
+        figures.latency("ack while Postgres is stopped,", &tally.ack.borrow());
+        // What is said now waits for what was said meanwhile.
+        sleep(crowd.warms_up()).await;
+        figures.extend(conversation.finish(target).await?);
+        Ok(figures)
+    };
+    tokio::select! {
+        figures = breaking => figures,
+        () = tally.show_progress() => unreachable!("it never ends"),
+    }
+}
