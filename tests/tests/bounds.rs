@@ -59,6 +59,31 @@ async fn sends_that_wait_for_a_frozen_nats_cost_bounded_memory() {
 }
 
 #[tokio::test]
+async fn a_gateway_keeps_nothing_of_what_is_said_while_postgres_is_away() {
+    const ROUNDS: usize = 10;
+    const AT_ONCE: usize = 1_000;
+    let stack = Stack::builder().own_postgres().start().await;
+    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = client.stay(None).await["sessionId"].clone();
+    let payload = json!({ "sessionId": session, "content": "x".repeat(2_000) });
+    let before = stack.gateway(0).resident_bytes();
+    stack.postgres().stop().await;
+    for _ in 0..ROUNDS {
+        let acks = client.burst("user_message", vec![payload.clone(); AT_ONCE]).await;
+        assert!(acks.iter().all(|ack| ack["status"] == "accepted"), "it waits for Postgres");
+    }
+    let grown = stack.gateway(0).resident_bytes().saturating_sub(before);
+    bounded("10,000 messages taken without Postgres", grown, LANE_MAX_BYTES);
+    stack.postgres().start().await;
+    eventually(DRAINS_WITHIN, "all are delivered", async || {
+        client.messages().await.len() == ROUNDS * AT_ONCE
+    })
+    .await;
+    let grown = stack.gateway(0).resident_bytes().saturating_sub(before);
+    bounded("delivering them when it is back", grown, LANE_MAX_BYTES);
+}
+
+#[tokio::test]
 async fn a_backlog_costs_a_persister_bounded_memory_while_postgres_is_away_and_after() {
     const RECORDS: u64 = 15_000;
     const AT_ONCE: u64 = 500;
