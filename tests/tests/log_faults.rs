@@ -56,6 +56,16 @@ impl Chat {
         eventually(SOON, &what, async || self.stored().await == contents).await;
     }
 
+    /// So many messages that are stored, and a backup that has them.
+    async fn is_backed_up_with(&self, count: usize) -> (Vec<String>, Backups) {
+        let before = numbered("before", count);
+        self.say_all(&before).await;
+        self.is_stored(&before).await;
+        let database = Backups::of(&self.stack).await;
+        database.back_up().await;
+        (before, database)
+    }
+
     async fn is_seen(&self, contents: &[String]) {
         let what = format!("seen: {contents:?}");
         eventually(SOON, &what, async || texts(&self.client.messages().await) == contents).await;
@@ -124,11 +134,7 @@ fn copy_folder(from: &Path, to: &Path) {
 #[tokio::test]
 async fn a_database_restored_from_an_older_backup_catches_up_by_itself() {
     let chat = Chat::begin(Stack::builder().own_postgres().persisters(2).start().await).await;
-    let before = numbered("before", 5);
-    chat.say_all(&before).await;
-    chat.is_stored(&before).await;
-    let database = Backups::of(&chat.stack).await;
-    database.back_up().await;
+    let (before, database) = chat.is_backed_up_with(5).await;
     let after = numbered("after", 30);
     chat.say_all(&after).await;
     chat.is_stored(&[before.clone(), after.clone()].concat()).await;
@@ -166,11 +172,7 @@ async fn come_back(client: &Client, session: &str, after: &Value) -> Value {
 async fn a_client_that_comes_back_while_an_older_backup_catches_up_waits_and_misses_nothing() {
     let stack = Stack::builder().own_postgres().gateways(2).start().await;
     let chat = Chat::begin(stack).await;
-    let before = numbered("before", 5);
-    chat.say_all(&before).await;
-    chat.is_stored(&before).await;
-    let database = Backups::of(&chat.stack).await;
-    database.back_up().await;
+    let (before, database) = chat.is_backed_up_with(5).await;
     let after = numbered("after", 30);
     chat.say_all(&after).await;
     let all = [before.clone(), after.clone()].concat();
@@ -220,11 +222,8 @@ async fn a_client_that_comes_back_while_an_older_backup_catches_up_waits_and_mis
 async fn an_announcement_from_before_the_restore_makes_no_client_miss_what_is_replayed() {
     let builder = Stack::builder().own_postgres().gateways(2).wire(Link::GatewayNats);
     let chat = Chat::begin(builder.start().await).await;
-    let before = numbered("before", 5);
-    chat.say_all(&before).await;
+    let (before, database) = chat.is_backed_up_with(5).await;
     chat.is_seen(&before).await;
-    let database = Backups::of(&chat.stack).await;
-    database.back_up().await;
 
     // Stored and announced while the client's gateway hears nothing.
     let nats = chat.stack.nats_client().await;
@@ -265,11 +264,7 @@ async fn an_announcement_from_before_the_restore_makes_no_client_miss_what_is_re
 async fn a_backup_older_than_the_log_is_told_and_clients_come_back_all_the_same() {
     let builder = Stack::builder().own_postgres().persister_env("LOG_KEEP", "0s");
     let chat = Chat::begin(builder.start().await).await;
-    let before = numbered("before", 3);
-    chat.say_all(&before).await;
-    chat.is_stored(&before).await;
-    let database = Backups::of(&chat.stack).await;
-    database.back_up().await;
+    let (before, database) = chat.is_backed_up_with(3).await;
     let lost = numbered("lost", 3);
     chat.say_all(&lost).await;
     chat.is_seen(&[before.clone(), lost].concat()).await;
