@@ -43,21 +43,31 @@ const PREPARE: &str = r#"
 
 /// Says that the worker lives, and forgets those that have been silent for long.
 const ALIVE: &str = r#"
-    WITH forgotten AS (
-        DELETE FROM "Worker" WHERE "aliveUntil" < now() - interval '1 minute' AND "id" <> $1
+    WITH silent AS (
+        SELECT "id" FROM "Worker"
+        WHERE "aliveUntil" < now() - interval '1 minute' AND "id" <> $1
+        FOR UPDATE SKIP LOCKED
+    ), forgotten AS (
+        DELETE FROM "Worker" WHERE "id" IN (SELECT "id" FROM silent)
     )
     INSERT INTO "Worker" ("id", "aliveUntil") VALUES ($1, now() + $2 * interval '1 millisecond')
     ON CONFLICT ("id") DO UPDATE SET "aliveUntil" = EXCLUDED."aliveUntil""#;
 
 /// Renews the worker's leases up to its fair share, gives up what is above it, takes what is free
 /// below it. Nobody waits for a row that another worker is taking.
+///
+/// This and every other statement that waits for rows of `LogPartition` locks them in the order of
+/// the partitions first: two that did so in their own orders would wait for each other, until the
+/// server notices after its `deadlock_timeout`, a second in which nothing is stored.
 const SHARE: &str = r#"
     WITH share AS (
         SELECT ceil((SELECT count(*) FROM "LogPartition")::numeric / greatest(count(*), 1))::int AS most
         FROM "Worker" WHERE "aliveUntil" > now()
+    ), held AS (
+        SELECT "partition" FROM "LogPartition" WHERE "owner" = $1 ORDER BY "partition" FOR UPDATE
     ), mine AS (
         SELECT "partition", row_number() OVER (ORDER BY "partition") <= (SELECT most FROM share) AS kept
-        FROM "LogPartition" WHERE "owner" = $1
+        FROM held
     ), renewed AS (
         UPDATE "LogPartition" p
         SET "owner" = CASE WHEN mine.kept THEN $1 END,
@@ -80,8 +90,13 @@ const SHARE: &str = r#"
 
 /// Gives up everything, at the worker's end.
 const LEAVE: &str = r#"
-    WITH gone AS (DELETE FROM "Worker" WHERE "id" = $1)
-    UPDATE "LogPartition" SET "owner" = NULL, "leaseUntil" = NULL WHERE "owner" = $1"#;
+    WITH gone AS (
+        DELETE FROM "Worker" WHERE "id" = $1
+    ), held AS (
+        SELECT "partition" FROM "LogPartition" WHERE "owner" = $1 ORDER BY "partition" FOR UPDATE
+    )
+    UPDATE "LogPartition" p SET "owner" = NULL, "leaseUntil" = NULL
+    FROM held WHERE p."partition" = held."partition""#;
 
 /// How far the worker's partitions are stored and, from the rows, how far they were announced at most.
 const OFFSETS: &str = r#"
@@ -184,10 +199,17 @@ const STORED: &str = r#"SELECT "partition", "sequence" FROM "LogPartition""#;
 
 /// Moves offsets over records of other partitions, to where no record of their own is named.
 const MOVE_IDLE: &str = r#"
+    WITH idle AS (
+        SELECT p."partition"
+        FROM "LogPartition" p
+        JOIN unnest($1::smallint[], $2::bigint[]) AS e ("partition", "sequence")
+            ON p."partition" = e."partition" AND p."sequence" = e."sequence"
+        ORDER BY p."partition"
+        FOR UPDATE OF p
+    )
     UPDATE "LogPartition" p
     SET "sequence" = $3, "recordedAt" = NULL, "streamCreatedAt" = $4
-    FROM unnest($1::smallint[], $2::bigint[]) AS e ("partition", "sequence")
-    WHERE p."partition" = e."partition" AND p."sequence" = e."sequence""#;
+    FROM idle WHERE p."partition" = idle."partition""#;
 
 const DEAD_LETTERS: &str = r#"
     SELECT "id", "subject", "payload", "reason", "recordedAt" FROM "DeadLetter"

@@ -123,3 +123,32 @@ async fn talk_with_two_persisters() -> (Stack, Conversation) {
     conversation.is_delivered(5).await;
     (stack, conversation)
 }
+
+/// Who locks rows in one order never waits in a circle: a deadlock costs a second of silence.
+#[tokio::test]
+async fn a_lease_that_waits_for_a_partition_holds_no_later_one() {
+    let stack = Stack::start().await;
+    let pool = stack.pool();
+    share_as(&pool, SHARE_WITHIN, &[16]).await;
+    // Backwards on disk: so finds them a statement that does not care.
+    stack.persister(0).pause();
+    for statement in [
+        r#"CREATE INDEX "backwards" ON "LogPartition" ("partition" DESC)"#,
+        r#"CLUSTER "LogPartition" USING "backwards""#,
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    let mut first = pool.begin().await.unwrap();
+    let lock = r#"SELECT FROM "LogPartition" WHERE "partition" = 0 FOR UPDATE"#;
+    sqlx::query(lock).execute(&mut *first).await.unwrap();
+    let waiting = r#"
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'"#;
+    stack.persister(0).resume();
+    eventually(SHARE_WITHIN, "the lease waits", async || {
+        sqlx::query_scalar::<_, i64>(waiting).fetch_one(&pool).await.unwrap() > 0
+    })
+    .await;
+    let later = r#"SELECT FROM "LogPartition" WHERE "partition" > 0 FOR UPDATE NOWAIT"#;
+    sqlx::query(later).execute(&pool).await.unwrap();
+}
