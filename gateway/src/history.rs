@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::listing::LAST_CHARS;
 
-/// Connections unless the URL's `connection_limit` says otherwise.
+/// Connections unless the URL's `connection_limit` says otherwise; delivery has one more.
 const CONNECTIONS: u32 = 8;
 /// Bound of a wait for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -183,6 +183,8 @@ const SCHEMA_VERSION: &str = r#"SELECT max("version") FROM "_sqlx_migrations" WH
 #[derive(Clone)]
 pub struct History {
     pool: PgPool,
+    /// One connection for what delivery missed: rooms must not wait for those who come back.
+    delivery: PgPool,
     turns: Arc<Semaphore>,
 }
 
@@ -362,7 +364,7 @@ impl FromStr for Cursor {
 }
 
 impl History {
-    /// Prepares the pool; connects when first used.
+    /// Prepares the connections; connects when first used.
     pub fn connect(database: &Database) -> Self {
         let options = database
             .options
@@ -371,14 +373,17 @@ impl History {
             .options([("statement_timeout", STATEMENT_TIMEOUT_MS.to_string())]);
         let connections = database.connection_limit.unwrap_or(CONNECTIONS).max(1);
         let turns = (connections / 2).max(1);
-        let pool = PgPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_lazy_with(options);
-        Self { pool, turns: Arc::new(Semaphore::new(turns as usize)) }
+        let pool = |connections| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .connect_lazy_with(options.clone())
+        };
+        let turns = Arc::new(Semaphore::new(turns as usize));
+        Self { pool: pool(connections), delivery: pool(1), turns }
     }
 
-    /// The connections, to be counted.
+    /// The connections that all share, to be counted.
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }
@@ -560,7 +565,7 @@ impl History {
             .bind(position.epoch.0)
             .bind(position.sequence.cast_signed())
             .bind(i64::from(limit));
-        Snapshot::of(answered(query.fetch_all(&self.pool)).await?)
+        Snapshot::of(answered(query.fetch_all(&self.delivery)).await?)
     }
 }
 

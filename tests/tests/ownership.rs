@@ -141,9 +141,9 @@ async fn a_lease_that_waits_for_a_partition_holds_no_later_one() {
     let mut first = pool.begin().await.unwrap();
     let lock = r#"SELECT FROM "LogPartition" WHERE "partition" = 0 FOR UPDATE"#;
     sqlx::query(lock).execute(&mut *first).await.unwrap();
-    let waiting = r#"
+    let waiting = "
         SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND wait_event_type = 'Lock'"#;
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
     stack.persister(0).resume();
     eventually(SHARE_WITHIN, "the lease waits", async || {
         sqlx::query_scalar::<_, i64>(waiting).fetch_one(&pool).await.unwrap() > 0
