@@ -13,6 +13,7 @@
 //!
 //! The harness panics where it cannot do what a test asks for: that is what fails a test.
 
+pub mod abuse;
 mod backend;
 mod balancer;
 mod binaries;
