@@ -57,14 +57,18 @@ pub enum Action {
     ReadChat,
     /// `POST /api/chats/:sessionId/messages`.
     PostMessage,
+    /// `GET /api/chats/:sessionId/export`.
+    ExportChat,
+    /// `DELETE /api/chats/:sessionId`.
+    EraseChat,
 }
 
 impl Role {
     /// The table.
     pub fn may(self, action: Action) -> bool {
         use Action::{
-            Inbox, InitSession, JoinSession, ListChats, PostMessage, ReadChat, ReadSession,
-            SendAsAdmin, SendAsUser, SwitchAi,
+            EraseChat, ExportChat, Inbox, InitSession, JoinSession, ListChats, PostMessage,
+            ReadChat, ReadSession, SendAsAdmin, SendAsUser, SwitchAi,
         };
         match (self, action) {
             (Self::Open | Self::Admin, _)
@@ -72,8 +76,8 @@ impl Role {
             | (Self::Integrator, PostMessage) => true,
             (
                 Self::Visitor | Self::Integrator,
-                SendAsAdmin | ListChats | PostMessage | Inbox | ReadSession | JoinSession
-                | SwitchAi,
+                SendAsAdmin | ListChats | PostMessage | ExportChat | EraseChat | Inbox
+                | ReadSession | JoinSession | SwitchAi,
             ) => false,
         }
     }
@@ -193,7 +197,9 @@ mod tests {
             | Action::ReadSession
             | Action::JoinSession
             | Action::SwitchAi
-            | Action::ListChats => [true, false, false, true],
+            | Action::ListChats
+            | Action::ExportChat
+            | Action::EraseChat => [true, false, false, true],
         }
     }
 
@@ -202,8 +208,8 @@ mod tests {
     #[test]
     fn every_cell_of_the_table_is_meant() {
         use Action::{
-            Inbox, InitSession, JoinSession, ListChats, PostMessage, ReadChat, ReadSession,
-            SendAsAdmin, SendAsUser, SwitchAi,
+            EraseChat, ExportChat, Inbox, InitSession, JoinSession, ListChats, PostMessage,
+            ReadChat, ReadSession, SendAsAdmin, SendAsUser, SwitchAi,
         };
         for action in [
             InitSession,
@@ -216,6 +222,8 @@ mod tests {
             ListChats,
             ReadChat,
             PostMessage,
+            ExportChat,
+            EraseChat,
         ] {
             assert_eq!(ROLES.map(|role| role.may(action)), wanted(action), "{action:?}");
         }

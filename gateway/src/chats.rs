@@ -1,4 +1,4 @@
-//! `GET /api/chats` and `GET /api/chats/:sessionId`: whole, or by the page ([`crate::paging`]).
+//! `GET /api/chats`, `GET /api/chats/:sessionId` and its export: whole, or by the page ([`crate::paging`]).
 //!
 //! Without a limit they answer everything, as the seed does, but page by page: the memory does not
 //! grow with the answer, and no connection to Postgres is held between pages. A failure midway
@@ -16,15 +16,20 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Serialize;
+use shared::message::SessionHead;
 use shared::timestamp::Timestamp;
 
 use crate::Gateway;
+use crate::error::ClientError;
 use crate::history::{Cursor, History, StoredMessage, StoredSession};
 use crate::paging::{self, Parameters};
 use crate::problem::Problem;
 
 /// As Express writes it.
 pub const JSON: &str = "application/json; charset=utf-8";
+
+/// Ends what [`begin_session`] begins.
+const SESSION_END: &[u8] = b"]}";
 
 /// Sessions read at a time.
 const SESSIONS_PAGE: u16 = 200;
@@ -34,17 +39,6 @@ const MESSAGES_PAGE: u16 = 1_000;
 pub const SESSIONS_MAX: u16 = SESSIONS_PAGE;
 /// Most messages that `limit` may ask for.
 pub const MESSAGES_MAX: u16 = MESSAGES_PAGE;
-
-/// A session without its messages, which follow it.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct SessionHead<'a> {
-    id: &'a str,
-    session_id: &'a str,
-    ip: Option<&'a str>,
-    user_agent: Option<&'a str>,
-    created_at: Timestamp,
-}
 
 /// Sessions with their messages, newest first.
 pub async fn list(State(gateway): State<Arc<Gateway>>, uri: Uri) -> Result<Response, Problem> {
@@ -87,13 +81,23 @@ pub async fn messages(
         let backwards = after.is_none() && before.is_some();
         return page(&gateway.history, &session, start..end, limit, (backwards, before)).await;
     }
-    let mut answer = OneChat { history: gateway.history.clone(), session, start, end, first: true };
-    let first = answer.next_chunk().await?;
-    let body = streamed(first, answer, |mut answer| async move {
-        let chunk = answer.next_chunk().await?;
-        Ok((chunk, answer))
-    });
-    Ok(([(header::CONTENT_TYPE, JSON)], body).into_response())
+    OneChat::new(&gateway.history, session, start..end).answer().await
+}
+
+/// A session with its messages: what is stored of a person.
+pub async fn export(
+    State(gateway): State<Arc<Gateway>>,
+    path: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    let session_id = session_of(path, &uri)?;
+    let stored = gateway.history.session(&session_id).await?;
+    let stored = stored.ok_or_else(ClientError::session_not_found)?;
+    let mut chat = OneChat::new(&gateway.history, session_id, 0..i64::MAX);
+    chat.opening.clear();
+    begin_session(&mut chat.opening, &stored);
+    chat.closing = SESSION_END;
+    chat.answer().await
 }
 
 /// The session's id as the path gives it.
@@ -212,6 +216,10 @@ where
 struct OneChat {
     history: History,
     session: String,
+    /// What stands before the first message and was not written yet.
+    opening: Vec<u8>,
+    /// What stands behind the last one.
+    closing: &'static [u8],
     /// The `seq` from which on the next page begins.
     start: i64,
     /// The `seq` before which the last page ends.
@@ -220,8 +228,31 @@ struct OneChat {
 }
 
 impl OneChat {
+    /// The messages with these `seq`s as an array.
+    fn new(history: &History, session: String, seqs: Range<i64>) -> Self {
+        Self {
+            history: history.clone(),
+            session,
+            opening: b"[".to_vec(),
+            closing: b"]",
+            start: seqs.start,
+            end: seqs.end,
+            first: true,
+        }
+    }
+
+    async fn answer(mut self) -> Result<Response, Problem> {
+        // The first page is read before the status is sent.
+        let first = self.next_chunk().await?;
+        let body = streamed(first, self, |mut chat| async move {
+            let chunk = chat.next_chunk().await?;
+            Ok((chunk, chat))
+        });
+        Ok(([(header::CONTENT_TYPE, JSON)], body).into_response())
+    }
+
     async fn next_chunk(&mut self) -> Result<Chunk, sqlx::Error> {
-        let mut json = if self.first { b"[".to_vec() } else { Vec::new() };
+        let mut json = std::mem::take(&mut self.opening);
         let page = self.page().await?;
         for message in &page {
             separate(&mut json, &mut self.first);
@@ -233,7 +264,7 @@ impl OneChat {
                 Ok(Chunk::More(json))
             }
             _ => {
-                json.push(b']');
+                json.extend_from_slice(self.closing);
                 Ok(Chunk::Last(json))
             }
         }
@@ -375,7 +406,7 @@ fn begin_session(json: &mut Vec<u8>, session: &StoredSession) {
 }
 
 fn end_session(json: &mut Vec<u8>) {
-    json.extend_from_slice(b"]}");
+    json.extend_from_slice(SESSION_END);
 }
 
 fn separate(json: &mut Vec<u8>, first: &mut bool) {

@@ -1,4 +1,5 @@
-//! One task emits saved messages to their rooms, in the order in which they were stored.
+//! One task emits saved messages to their rooms, in the order in which they were stored, and ends the
+//! sessions that were erased.
 //!
 //! It keeps one position per partition. An announcement at or below it was emitted before; one
 //! whose predecessor is the position, or below it, comes next; anything else means that something
@@ -101,6 +102,11 @@ impl Delivery {
                 tracing::warn!("an announcement cannot be read");
                 continue;
             };
+            let ended = session.filter(|_| message.payload.is_empty());
+            if let Some(session) = ended {
+                // Also where its place was passed before: it does no harm to hear it twice.
+                self.gateway.end(session);
+            }
             let message = session.and_then(|session| {
                 Some((session, saved(&message.payload, announcement.position)?))
             });
@@ -160,6 +166,8 @@ impl Delivery {
         loop {
             let Snapshot { stored, rows } =
                 self.gateway.history.stored_after(partition, known, STRETCH).await?;
+            // Read later than the rows: who ended meanwhile is heard of twice.
+            self.end_missing(partition, known).await?;
             if let Some(last) = rows.last().and_then(|last| last.message.position()) {
                 known = last;
             } else if known.epoch != stored.epoch && announced.epoch == stored.epoch {
@@ -173,6 +181,16 @@ impl Delivery {
             for message in &rows {
                 self.emit(message);
             }
+        }
+    }
+
+    /// Ends every session that a partition ended after a known position.
+    async fn end_missing(&self, partition: Partition, mut known: Position) -> sqlx::Result<()> {
+        loop {
+            let ended = self.gateway.history.erased_after(partition, known, STRETCH).await?;
+            let Some((_, last)) = ended.last() else { return Ok(()) };
+            known = *last;
+            self.gateway.end_all(&ended.into_iter().map(|(digest, _)| digest).collect());
         }
     }
 

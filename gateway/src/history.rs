@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
 use shared::database::Database;
-use shared::ids::SessionId;
+use shared::ids::{SessionDigest, SessionId};
 use shared::message::Message;
 use shared::partition::Partition;
 use shared::timestamp::Timestamp;
@@ -33,7 +33,14 @@ const NANOS_PER_MILLI: i128 = 1_000_000;
 #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 const LAST_CHARS_READ: i32 = LAST_CHARS as i32 + 1;
 
-const SESSION_EXISTS: &str = r#"SELECT EXISTS (SELECT FROM "ChatSession" WHERE "sessionId" = $1)"#;
+/// Whether a session is stored, and whether it was erased.
+const SESSION_EXISTS: &str = r#"
+    SELECT EXISTS (SELECT FROM "ChatSession" WHERE "sessionId" = $1),
+           EXISTS (SELECT FROM "ErasedSession" WHERE "digest" = $2)"#;
+
+/// A session, whatever its id is.
+const SESSION: &str = r#"
+    SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession" WHERE "sessionId" = $1"#;
 
 /// A page of a session's messages, oldest first: the first of those asked for.
 const MESSAGES: &str = r#"
@@ -145,14 +152,18 @@ pub const NEWEST: &str = r#"
     ) last ON true
     ORDER BY s."createdAt" DESC, s."id" DESC"#;
 
-/// Where each partition stands: its epoch and its last stored message.
+/// Where each partition stands: its epoch and its last stored message, or the last end of a session.
 const POSITIONS: &str = r#"
-    SELECT p."partition", p."epoch", coalesce(last."logSequence", 0)
+    SELECT p."partition", p."epoch", greatest(last."logSequence", erased."lastSequence", 0)
     FROM "LogPartition" p
     LEFT JOIN LATERAL (
         SELECT m."logSequence" FROM "Message" m
         WHERE m."logEpoch" = p."epoch" ORDER BY m."logSequence" DESC LIMIT 1
-    ) last ON true"#;
+    ) last ON true
+    LEFT JOIN LATERAL (
+        SELECT e."lastSequence" FROM "ErasedSession" e
+        WHERE e."logEpoch" = p."epoch" ORDER BY e."lastSequence" DESC LIMIT 1
+    ) erased ON true"#;
 
 /// What a partition stored after a position, in the order of the log: the rest of that epoch, then
 /// the epochs that followed it; with it, as of the same moment, how far the partition is stored.
@@ -172,6 +183,16 @@ const STORED_AFTER: &str = r#"
     ) m ON true
     WHERE p."partition" = $1
     ORDER BY m."ordinal", m."logSequence""#;
+
+/// Sessions of a partition that ended after a position, in the order of the log.
+const ERASED_AFTER: &str = r#"
+    SELECT z."digest", z."logEpoch", z."lastSequence"
+    FROM "LogEpoch" e
+    JOIN "ErasedSession" z ON z."logEpoch" = e."epoch"
+    WHERE e."partition" = $1
+      AND e."ordinal" >= (SELECT known."ordinal" FROM "LogEpoch" known WHERE known."epoch" = $2)
+      AND z."lastSequence" > CASE WHEN e."epoch" = $2 THEN $3 ELSE 0 END
+    ORDER BY e."ordinal", z."lastSequence" LIMIT $4"#;
 
 /// Whether any migration ever ran.
 const MIGRATED: &str = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
@@ -406,10 +427,22 @@ impl History {
         answered(sqlx::query_scalar(SCHEMA_VERSION).fetch_one(&self.pool)).await
     }
 
-    /// Whether a session is stored.
-    pub async fn session_exists(&self, session: SessionId) -> sqlx::Result<bool> {
-        let query = sqlx::query_scalar(SESSION_EXISTS).bind(session.to_string());
+    /// Whether a session is stored, and whether it was erased.
+    pub async fn session_exists(&self, session: SessionId) -> sqlx::Result<(bool, bool)> {
+        let query = sqlx::query_as(SESSION_EXISTS)
+            .bind(session.to_string())
+            .bind(session.digest().as_bytes().to_vec());
         answered(query.fetch_one(&self.pool)).await
+    }
+
+    /// A session, if it is stored. An adopter's may have any text as its id.
+    pub async fn session(&self, session: &str) -> sqlx::Result<Option<StoredSession>> {
+        // Postgres refuses U+0000 in a text: no session can have such an id.
+        if session.contains('\0') {
+            return Ok(None);
+        }
+        let query = sqlx::query_as(SESSION).bind(session.to_owned());
+        answered(query.fetch_optional(&self.pool)).await
     }
 
     /// At most `limit` messages of a session, oldest first: the first with these `seq`s. An adopter's
@@ -566,6 +599,26 @@ impl History {
             .bind(position.sequence.cast_signed())
             .bind(i64::from(limit));
         Snapshot::of(answered(query.fetch_all(&self.delivery)).await?)
+    }
+
+    /// At most `limit` sessions of a partition that ended after a position, in log order.
+    pub async fn erased_after(
+        &self,
+        partition: Partition,
+        position: Position,
+        limit: u16,
+    ) -> sqlx::Result<Vec<(SessionDigest, Position)>> {
+        let query = sqlx::query_as(ERASED_AFTER)
+            .bind(partition.to_column())
+            .bind(position.epoch.0)
+            .bind(position.sequence.cast_signed())
+            .bind(i64::from(limit));
+        let rows: Vec<(Vec<u8>, i64, i64)> = answered(query.fetch_all(&self.pool)).await?;
+        let ended = |(digest, epoch, sequence): (Vec<u8>, i64, i64)| {
+            let position = Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() };
+            Some((SessionDigest::from_column(&digest)?, position))
+        };
+        Ok(rows.into_iter().filter_map(ended).collect())
     }
 }
 

@@ -1,12 +1,17 @@
 //! Which sessions exist: those that Postgres has, and those that the log's last record on their
-//! subject tells of. "Unknown" needs both answers.
+//! subject tells of. "Unknown" needs both answers, and so does "known": either may say that the session
+//! was erased.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use futures_util::future::{Either, select};
 use moka::sync::Cache;
 use shared::ids::SessionId;
 use shared::partition::PartitionCount;
+use shared::request::Request;
 use shared::subjects;
 
 use crate::history::History;
@@ -15,10 +20,16 @@ use crate::history::History;
 const REMEMBERED: u64 = 100_000;
 /// Longest wait for either answer.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for the other answer where one says that the session exists: while Postgres is away,
+/// sends to sessions that the log knows are acked all the same. Should it have been erased, the
+/// persister says so again when it refuses them.
+const OBJECTION_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Looks sessions up and remembers those that exist.
 pub struct KnownSessions {
     remembered: Cache<SessionId, ()>,
+    /// Counts what was forgotten: an answer from before may be out of date.
+    forgotten: AtomicU64,
     history: History,
     log: Stream,
     partitions: PartitionCount,
@@ -29,16 +40,27 @@ pub struct KnownSessions {
 pub enum Known {
     /// It does.
     Yes,
-    /// Neither Postgres nor the log has it.
+    /// Neither Postgres nor the log has it, or it was erased.
     No,
     /// One of them cannot be asked and the other does not have it.
     Unsure,
 }
 
+/// What one of the two says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Exists,
+    /// It did, and never will again.
+    Erased,
+    Nothing,
+    NoAnswer,
+}
+
 impl KnownSessions {
     /// Asks these two.
     pub fn new(history: History, log: Stream, partitions: PartitionCount) -> Self {
-        Self { remembered: Cache::new(REMEMBERED), history, log, partitions }
+        let remembered = Cache::new(REMEMBERED);
+        Self { remembered, forgotten: AtomicU64::new(0), history, log, partitions }
     }
 
     /// Remembers a session that surely exists.
@@ -46,65 +68,111 @@ impl KnownSessions {
         self.remembered.insert(session, ());
     }
 
+    /// A session was erased.
+    pub fn forget(&self, session: SessionId) {
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
+        self.remembered.invalidate(&session);
+    }
+
+    /// Any session may have been erased.
+    pub fn forget_all(&self) {
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
+        self.remembered.invalidate_all();
+    }
+
     /// Whether the session exists.
     pub async fn check(&self, session: SessionId) -> Known {
         if self.remembered.contains_key(&session) {
             return Known::Yes;
         }
+        let forgotten = self.forgotten.load(Ordering::Relaxed);
         let known = self.look_up(session).await;
-        if known == Known::Yes {
+        if known == Known::Yes && self.forgotten.load(Ordering::Relaxed) == forgotten {
             self.remember(session);
         }
         known
     }
 
-    /// Asks both at once: whoever answers "yes" first decides.
+    /// Asks both at once.
     async fn look_up(&self, session: SessionId) -> Known {
         let postgres = std::pin::pin!(self.in_postgres(session));
         let log = std::pin::pin!(self.in_log(session));
-        let (first, second) = match futures_util::future::select(postgres, log).await {
-            futures_util::future::Either::Left((Known::Yes, _))
-            | futures_util::future::Either::Right((Known::Yes, _)) => return Known::Yes,
-            futures_util::future::Either::Left((first, other)) => (first, other.await),
-            futures_util::future::Either::Right((first, other)) => (first, other.await),
+        let (first, other) = match select(postgres, log).await {
+            Either::Left((first, other)) => (first, Either::Left(other)),
+            Either::Right((first, other)) => (first, Either::Right(other)),
         };
-        match (first, second) {
-            (Known::Yes, _) | (_, Known::Yes) => Known::Yes,
-            (Known::No, Known::No) => Known::No,
-            _ => Known::Unsure,
-        }
+        let second = match first {
+            Found::Exists => tokio::time::timeout(OBJECTION_TIMEOUT, other).await,
+            _ => Ok(other.await),
+        };
+        judge(first, second.unwrap_or(Found::NoAnswer))
     }
 
-    async fn in_postgres(&self, session: SessionId) -> Known {
+    async fn in_postgres(&self, session: SessionId) -> Found {
         match tokio::time::timeout(LOOKUP_TIMEOUT, self.history.session_exists(session)).await {
-            Ok(Ok(true)) => Known::Yes,
-            Ok(Ok(false)) => Known::No,
-            Ok(Err(_)) | Err(_) => Known::Unsure,
+            Ok(Ok((_, true))) => Found::Erased,
+            Ok(Ok((true, false))) => Found::Exists,
+            Ok(Ok((false, false))) => Found::Nothing,
+            Ok(Err(_)) | Err(_) => Found::NoAnswer,
         }
     }
 
-    async fn in_log(&self, session: SessionId) -> Known {
+    async fn in_log(&self, session: SessionId) -> Found {
         match self.last_in_log(session).await {
-            Some(Some(_)) => Known::Yes,
-            Some(None) => Known::No,
-            None => Known::Unsure,
+            Some(Some(last)) => match Request::decode(&last.payload) {
+                Ok(Request::Erase(_)) => Found::Erased,
+                _ => Found::Exists,
+            },
+            Some(None) => Found::Nothing,
+            None => Found::NoAnswer,
         }
     }
 
     /// Whether the log holds something of the session behind this sequence, for all we know.
     pub async fn may_be_pending(&self, session: SessionId, stored: u64) -> bool {
         let last = self.last_in_log(session).await;
-        last.is_none_or(|last| last.is_some_and(|last| last > stored))
+        last.is_none_or(|last| last.is_some_and(|last| last.sequence > stored))
     }
 
-    /// Sequence of the session's last record, if it has one; `None` if the log does not answer.
-    async fn last_in_log(&self, session: SessionId) -> Option<Option<u64>> {
+    /// The session's last record, if it has one; `None` if the log does not answer.
+    async fn last_in_log(&self, session: SessionId) -> Option<Option<StreamMessage>> {
         let subject = subjects::request(self.partitions.partition_of(session), session);
         let last = self.log.direct_get_last_for_subject(subject);
         match tokio::time::timeout(LOOKUP_TIMEOUT, last).await {
-            Ok(Ok(last)) => Some(Some(last.sequence)),
+            Ok(Ok(last)) => Some(Some(last)),
             Ok(Err(error)) if error.kind() == DirectGetErrorKind::NotFound => Some(None),
             Ok(Err(_)) | Err(_) => None,
         }
+    }
+}
+
+/// What the answers of both mean.
+fn judge(one: Found, other: Found) -> Known {
+    if [one, other].contains(&Found::Erased) {
+        return Known::No;
+    }
+    match (one, other) {
+        (Found::Exists, _) | (_, Found::Exists) => Known::Yes,
+        (Found::Nothing, Found::Nothing) => Known::No,
+        _ => Known::Unsure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_erased_session_is_unknown_whatever_the_other_says() {
+        let all = [Found::Exists, Found::Erased, Found::Nothing, Found::NoAnswer];
+        for other in all {
+            assert_eq!(judge(Found::Erased, other), Known::No);
+            assert_eq!(judge(other, Found::Erased), Known::No);
+        }
+        assert_eq!(judge(Found::NoAnswer, Found::Exists), Known::Yes);
+        assert_eq!(judge(Found::Nothing, Found::Exists), Known::Yes);
+        assert_eq!(judge(Found::Nothing, Found::Nothing), Known::No);
+        assert_eq!(judge(Found::Nothing, Found::NoAnswer), Known::Unsure);
+        assert_eq!(judge(Found::NoAnswer, Found::NoAnswer), Known::Unsure);
     }
 }

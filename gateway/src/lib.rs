@@ -14,6 +14,7 @@ pub mod config;
 pub mod connection;
 pub mod cut;
 pub mod delivery;
+pub mod erasure;
 pub mod error;
 pub mod events;
 pub mod forwarded;
@@ -46,10 +47,11 @@ pub mod session;
 pub mod timeouts;
 pub mod token;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::ids::SessionId;
+use shared::ids::{SessionDigest, SessionId};
 use shared::lifecycle::Stop;
 use shared::log;
 use tokio::net::TcpListener;
@@ -116,6 +118,21 @@ impl Gateway {
         self.presence.said(session);
         self.inboxes.saved(session, saved);
         somebody_is_there
+    }
+
+    /// A session was erased: nobody is in it, and it is known no more.
+    fn end(&self, session: SessionId) {
+        self.known.forget(session);
+        self.rooms.empty(|room| room == session);
+        self.inboxes.changed();
+    }
+
+    /// The same for sessions of which only digests are known.
+    fn end_all(&self, ended: &HashSet<SessionDigest>) {
+        // It costs less to look some up again than to tell which they are.
+        self.known.forget_all();
+        self.rooms.empty(|room| ended.contains(&room.digest()));
+        self.inboxes.changed();
     }
 }
 

@@ -81,6 +81,16 @@ impl Rooms {
         leave(&mut self.lock(), session, socket);
     }
 
+    /// Empties the rooms of these sessions: they have ended. Nobody is told; who asks hears that there is
+    /// no such session.
+    pub fn empty(&self, ended: impl Fn(SessionId) -> bool) {
+        let mut rooms = self.lock();
+        let before = rooms.len();
+        rooms.retain(|session, _| !ended(*session));
+        let emptied = i64::try_from(before - rooms.len()).unwrap_or(i64::MAX);
+        METRICS.rooms.dec_by(emptied);
+    }
+
     /// Holds back what is emitted to a member while a history is read for it; `false` if it is none.
     pub fn hold(&self, session: SessionId, socket: &SocketRef) -> bool {
         let mut rooms = self.lock();

@@ -8,7 +8,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use socketioxide::{ParserConfig, SocketIo};
 use tower::Layer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -18,7 +18,7 @@ use crate::auth::{self, Action};
 use crate::config::{Config, Origins};
 use crate::problem::Problem;
 use crate::ready::Readiness;
-use crate::{Gateway, answers, chats, events, handshake, openapi};
+use crate::{Gateway, answers, chats, erasure, events, handshake, openapi};
 
 /// Packets that wait for a client at a time. The library's 128 lost most of a burst of 1,000; room
 /// costs nothing while it is empty.
@@ -36,6 +36,11 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
         .route("/ready", get(move || async move { readiness.answer().await }))
         .route("/api/chats", get(chats::list).route_layer(may(Action::ListChats)))
         .route("/api/chats/{session_id}", get(chats::messages).route_layer(may(Action::ReadChat)))
+        .route("/api/chats/{session_id}", delete(erasure::take).route_layer(may(Action::EraseChat)))
+        .route(
+            "/api/chats/{session_id}/export",
+            get(chats::export).route_layer(may(Action::ExportChat)),
+        )
         .route(
             "/api/chats/{session_id}/messages",
             post(answers::take).route_layer(may(Action::PostMessage)),

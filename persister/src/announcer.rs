@@ -1,4 +1,4 @@
-//! Tells the gateways what was stored: after the commit, in log order, with its place.
+//! Tells the gateways what was stored and what was erased: after the commit, in log order, with its place.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use async_nats::Client;
 use async_nats::connection::State;
 use bytes::Bytes;
 use shared::announcement::{Announcement, Position};
+use shared::ids::SessionId;
 use shared::message::Message;
 use shared::partition::Partition;
 use shared::subjects;
@@ -63,28 +64,22 @@ impl Announcer {
         batch: &Batch,
         committed: &Committed,
     ) -> Vec<(String, Announcement, Bytes)> {
-        let mut stored = committed.stored.iter().peekable();
-        let mut announcements = Vec::with_capacity(committed.stored.len());
-        let mut rows: Vec<&MessageRow> = batch.messages.iter().collect();
-        rows.sort_unstable_by_key(|row| row.place.sequence);
-        for row in rows {
-            let Some((_, chat)) = stored.next_if(|(sequence, _)| *sequence == row.place.sequence)
-            else {
-                continue;
-            };
-            let Some(announcement) = self.advance(row.place) else {
-                continue;
-            };
+        let mut news = ends(batch, committed);
+        let chats: HashMap<u64, &str> =
+            committed.stored.iter().map(|(sequence, chat)| (*sequence, chat.as_str())).collect();
+        for row in &batch.messages {
+            let Some(chat) = chats.get(&row.place.sequence) else { continue };
             match serde_json::to_vec(&message(row, chat)) {
-                Ok(json) => announcements.push((
-                    subjects::saved(row.place.partition, row.session),
-                    announcement,
-                    json.into(),
-                )),
+                Ok(json) => news.push((row.place, row.session, json.into())),
                 Err(error) => tracing::error!(%error, "a stored message cannot be written as JSON"),
             }
         }
-        announcements
+        news.sort_unstable_by_key(|(place, ..)| place.sequence);
+        let announcement = |(place, session, payload): (Place, SessionId, Bytes)| {
+            let announcement = self.advance(place)?;
+            Some((subjects::saved(place.partition, session), announcement, payload))
+        };
+        news.into_iter().filter_map(announcement).collect()
     }
 
     /// Moves a partition's position to the place of a message.
@@ -125,6 +120,17 @@ impl Announcer {
         METRICS.announce_failures.inc();
         false
     }
+}
+
+/// What tells gateways that a session has ended: its erasure, and again every record of it that came
+/// behind, since some gateway took it for a session that exists.
+fn ends(batch: &Batch, committed: &Committed) -> Vec<(Place, SessionId, Bytes)> {
+    let is_ours = |place: &Place| committed.claimed.contains(&place.partition);
+    let erased = batch.erasures.iter().map(|(session, row)| (row.last, *session));
+    let erased = erased.filter(|(place, _)| is_ours(place));
+    let messages = batch.messages.iter().map(|row| (row.place, row.session));
+    let refused = messages.filter(|(place, _)| committed.refused.contains(&place.sequence));
+    erased.chain(refused).map(|(place, session)| (place, session, Bytes::new())).collect()
 }
 
 fn message<'a>(row: &'a MessageRow, chat: &'a str) -> Message<'a> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use shared::ids::SessionId;
 use shared::partition::Partition;
-use shared::request::{NewMessage, NewSession, Request};
+use shared::request::{Erasure, NewMessage, NewSession, Request};
 use time::OffsetDateTime;
 
 /// A record as it stands in the log.
@@ -41,6 +41,9 @@ pub struct Batch {
     pub messages: Vec<MessageRow>,
     /// Records to set aside.
     pub rejects: Vec<Reject>,
+    /// Sessions to erase. No other record of them is in the batch: those before are erased with them,
+    /// those behind are refused.
+    pub erasures: BTreeMap<SessionId, ErasureRow>,
 }
 
 /// A session to open.
@@ -63,6 +66,17 @@ pub struct MessageRow {
     pub session: SessionId,
     /// The rest of the row.
     pub new: NewMessage,
+}
+
+/// A session to erase.
+#[derive(Debug)]
+pub struct ErasureRow {
+    /// Where the record stands that erases it.
+    pub place: Place,
+    /// Where its last record stands.
+    pub last: Place,
+    /// What its row is called by.
+    pub session_id: String,
 }
 
 /// A record to set aside.
@@ -93,6 +107,10 @@ impl Batch {
     fn add(&mut self, record: &Record) {
         let place = record.place;
         self.last.insert(place.partition, place);
+        if let Some(erased) = session_of(record).and_then(|one| self.erasures.get_mut(&one)) {
+            erased.last = place;
+            return;
+        }
         match decode(record) {
             Ok((session, Request::Session(new))) => {
                 self.sessions.push(SessionRow { place, session, new });
@@ -100,15 +118,35 @@ impl Batch {
             Ok((session, Request::Message(new))) => {
                 self.messages.push(MessageRow { place, session, new });
             }
+            Ok((session, Request::Erase(Erasure { session_id }))) => {
+                self.forget(session);
+                self.erasures.insert(session, ErasureRow { place, last: place, session_id });
+            }
             Err(reason) => self.rejects.push(Reject { record: record.clone(), reason }),
         }
     }
+
+    /// Leaves out what was said in a session before it was erased.
+    fn forget(&mut self, session: SessionId) {
+        self.sessions.retain(|row| row.session != session);
+        self.messages.retain(|row| row.session != session);
+        self.rejects.retain(|row| session_of(&row.record) != Some(session));
+    }
+}
+
+fn session_of(record: &Record) -> Option<SessionId> {
+    shared::subjects::parse(&record.subject).map(|(_, session)| session)
 }
 
 fn decode(record: &Record) -> Result<(SessionId, Request), String> {
-    let (_, session) = shared::subjects::parse(&record.subject)
-        .ok_or_else(|| format!("subject {} names no session", record.subject))?;
+    let session =
+        session_of(record).ok_or_else(|| format!("subject {} names no session", record.subject))?;
     let request = Request::decode(&record.payload).map_err(|error| error.to_string())?;
+    if let Request::Erase(Erasure { session_id }) = &request
+        && SessionId::standing_for(session_id) != session
+    {
+        return Err("the erasure is of another session than its subject".into());
+    }
     Ok((session, request))
 }
 
@@ -139,6 +177,43 @@ mod tests {
         assert_eq!(sequences, [2, 5]);
         let last: Vec<_> = batch.last.values().map(|place| place.sequence).collect();
         assert_eq!(last, [5, 2]);
+    }
+
+    #[test]
+    fn of_an_erased_session_nothing_else_is_in_the_batch() {
+        let session = SessionId::random();
+        let (_, erase) = Request::erase(&session.to_string());
+        let erase = String::from_utf8(erase.encode().unwrap()).unwrap();
+        let of_session = |sequence, payload: &str| Record {
+            subject: shared::subjects::request(Partition::new(0), session),
+            ..record(sequence, 0, payload)
+        };
+        let batch = prepare(&[
+            of_session(1, SESSION),
+            record(2, 0, MESSAGE),
+            of_session(3, MESSAGE),
+            of_session(4, "garbage"),
+            of_session(5, &erase),
+            of_session(6, MESSAGE),
+            of_session(7, "garbage"),
+            record(8, 0, MESSAGE),
+        ]);
+        let sequences: Vec<_> = batch.messages.iter().map(|row| row.place.sequence).collect();
+        assert_eq!(
+            (sequences.as_slice(), batch.sessions.len(), batch.rejects.len()),
+            (&[2, 8][..], 0, 0)
+        );
+        let erased = &batch.erasures[&session];
+        assert_eq!((erased.place.sequence, erased.last.sequence), (5, 7));
+        assert_eq!(batch.last[&Partition::new(0)].sequence, 8);
+    }
+
+    #[test]
+    fn an_erasure_on_the_subject_of_another_session_is_set_aside() {
+        let (_, erase) = Request::erase(&SessionId::random().to_string());
+        let erase = String::from_utf8(erase.encode().unwrap()).unwrap();
+        let batch = prepare(&[record(1, 0, &erase)]);
+        assert_eq!((batch.erasures.len(), batch.rejects.len()), (0, 1));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod announcer;
 pub mod batch;
+pub mod clear;
 pub mod config;
 pub mod dead_letters;
 pub mod lag;
@@ -15,6 +16,7 @@ pub mod ops;
 pub mod ownership;
 pub mod persist;
 pub mod reader;
+pub mod sessions;
 pub mod store;
 pub mod trim;
 pub mod verify;

@@ -1,7 +1,7 @@
 //! The persister's command line.
 
 use clap::{Parser, Subcommand};
-use persister::{config, dead_letters, migrate, ops};
+use persister::{config, dead_letters, migrate, ops, sessions};
 use shared::lifecycle::stop_on_signal;
 
 /// Stores what the log holds in Postgres, exactly once and in order, and announces it.
@@ -25,6 +25,11 @@ enum Command {
     DeadLetters {
         #[command(subcommand)]
         command: dead_letters::Command,
+    },
+    /// Exports or erases what was said.
+    Sessions {
+        #[command(subcommand)]
+        command: sessions::Command,
     },
     /// Asks the persister that runs here whether it is ready; exit status 0 if it is.
     Health,
@@ -60,6 +65,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             migrate::print_status(&config.database).await
         }
         Some(Command::DeadLetters { command }) => dead_letters::run(command, &config).await,
+        Some(Command::Sessions { command }) => sessions::run(command, &config).await,
         Some(Command::Health) => Ok(shared::health::ask(config.ops_address).await?),
     }
 }

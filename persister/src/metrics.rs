@@ -32,6 +32,10 @@ pub struct Metrics {
     pub messages_stored: Counter,
     /// Sessions that were new.
     pub sessions_stored: Counter,
+    /// Sessions that were there and were erased.
+    pub sessions_erased: Counter,
+    /// Records of sessions that were erased before.
+    pub records_refused: Counter,
     /// Records that were stored before.
     pub duplicates: Counter,
     /// Records set aside.
@@ -54,6 +58,8 @@ pub struct Metrics {
     pub log_bytes_max: Gauge,
     /// Records removed after they were stored.
     pub log_records_trimmed: Counter,
+    /// Records removed because their session was erased.
+    pub log_records_cleared: Counter,
     /// Partitions whose log was another one.
     pub log_replaced: Counter,
     /// Stretches that were gone before they were stored.
@@ -80,6 +86,11 @@ impl Metrics {
             fenced: all.add("fenced", "Batches dropped because another persister was faster"),
             messages_stored: all.add("messages_stored", "Messages that were stored"),
             sessions_stored: all.add("sessions_stored", "Sessions that were stored"),
+            sessions_erased: all.add("sessions_erased", "Sessions that were erased"),
+            records_refused: all.add(
+                "records_refused",
+                "Records of erased sessions that came behind the erasure and were not stored",
+            ),
             duplicates: all.add("duplicates", "Records that were stored already"),
             dead_letters_added: all
                 .add("dead_letters_added", "Records that were set aside as dead letters"),
@@ -104,6 +115,8 @@ impl Metrics {
             log_bytes_max: all.add("log_bytes_max", "Most bytes of the log; then sends are refused"),
             log_records_trimmed: all
                 .add("log_records_trimmed", "Stored records that were removed from the log"),
+            log_records_cleared: all
+                .add("log_records_cleared", "Records of erased sessions that were removed from the log"),
             log_replaced: all.add(
                 "log_replaced",
                 "Partitions whose log turned out to be another one: wiped, or without its tail",

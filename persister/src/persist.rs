@@ -240,7 +240,11 @@ impl Persister {
         loop {
             let expected = |partition| term.offsets[&partition];
             let started = Instant::now();
-            let committed = self.store.commit(batch, expected, term.stream.created).await;
+            let committed = async {
+                self.store.thin_out(batch).await?;
+                self.store.commit(batch, expected, term.stream.created).await
+            };
+            let committed = committed.await;
             METRICS.commit_seconds.observe(started.elapsed().as_secs_f64());
             METRICS.commit_failures.inc_by(committed.is_err().into());
             match committed {
@@ -276,8 +280,7 @@ impl Term {
         measure(batch, committed);
         tell(batch, committed);
         self.announcer.announce(batch, committed).await;
-        for reject in &batch.rejects {
-            let place = reject.record.place;
+        for place in set_aside(batch, committed) {
             tracing::warn!(partition = %place.partition, sequence = place.sequence, "a record was set aside");
         }
         for sequence in &committed.orphaned {
@@ -292,14 +295,25 @@ impl Term {
     }
 }
 
+/// Records that cannot be stored, but those of erased sessions.
+fn set_aside(batch: &Batch, committed: &Committed) -> impl Iterator<Item = Place> {
+    let places = batch.rejects.iter().map(|reject| reject.record.place);
+    places.filter(|place| !committed.refused.contains(&place.sequence))
+}
+
 /// Counts what a commit stored.
 fn measure(batch: &Batch, committed: &Committed) {
-    let Committed { stored, opened, orphaned, .. } = committed;
-    let records = batch.sessions.len() + batch.messages.len() + batch.rejects.len();
+    let Committed { stored, opened, orphaned, refused, ended, .. } = committed;
+    let records =
+        batch.sessions.len() + batch.messages.len() + batch.rejects.len() + batch.erasures.len();
     METRICS.batch_records.observe(f64::from(u32::try_from(records).unwrap_or(u32::MAX)));
     METRICS.messages_stored.inc_by(stored.len() as u64);
     METRICS.sessions_stored.inc_by(opened.len() as u64);
-    METRICS.dead_letters_added.inc_by((batch.rejects.len() + orphaned.len()) as u64);
+    METRICS.sessions_erased.inc_by(*ended);
+    METRICS.records_refused.inc_by(refused.len() as u64);
+    METRICS
+        .dead_letters_added
+        .inc_by((set_aside(batch, committed).count() + orphaned.len()) as u64);
     let is_ours = |partition: &Partition| committed.claimed.contains(partition);
     let sessions = batch.sessions.iter().map(|row| row.place);
     let places = sessions.chain(batch.messages.iter().map(|row| row.place));
@@ -308,7 +322,7 @@ fn measure(batch: &Batch, committed: &Committed) {
         METRICS.store_seconds.observe(seconds_since(place.recorded_at));
         claimed += 1;
     }
-    let new = stored.len() + opened.len() + orphaned.len();
+    let new = stored.len() + opened.len() + orphaned.len() + refused.len();
     METRICS.duplicates.inc_by(u64::saturating_sub(claimed, new as u64));
 }
 

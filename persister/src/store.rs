@@ -1,16 +1,18 @@
 //! All SQL of the persister. Every statement is its own transaction, so a worker that is paused can
 //! never sit inside one.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
 use shared::database::Database;
-use shared::ids::SessionId;
+use shared::ids::{SessionDigest, SessionId};
 use shared::lifecycle::{Backoff, Stop, pause};
+use shared::message::{Message, SessionHead};
 use shared::partition::{Partition, PartitionCount};
 use shared::timestamp::Timestamp;
 use sqlx::postgres::{PgPool, PgPoolOptions};
-use time::OffsetDateTime;
+use time::{OffsetDateTime, PrimitiveDateTime};
 use uuid::Uuid;
 
 use crate::batch::{Batch, Place};
@@ -27,6 +29,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 /// How long a partition stays with a worker that does not say that it lives. With the pause between
 /// looks ([`crate::ownership::LOOK_INTERVAL`]) it keeps a takeover within 5 s.
 const LEASE_MS: i32 = 2_500;
+/// Messages that one statement deletes, so that it ends long before its bound.
+const ERASED_ROWS_MAX: i64 = 5_000;
 /// Pauses between tries while the database cannot be reached.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -101,12 +105,16 @@ const LEAVE: &str = r#"
 /// How far the worker's partitions are stored and, from the rows, how far they were announced at most.
 const OFFSETS: &str = r#"
     SELECT p."partition", p."epoch", p."sequence", p."recordedAt", p."streamCreatedAt",
-           coalesce(last."logSequence", 0)
+           greatest(last."logSequence", erased."lastSequence", 0)
     FROM "LogPartition" p
     LEFT JOIN LATERAL (
         SELECT m."logSequence" FROM "Message" m
         WHERE m."logEpoch" = p."epoch" ORDER BY m."logSequence" DESC LIMIT 1
     ) last ON true
+    LEFT JOIN LATERAL (
+        SELECT e."lastSequence" FROM "ErasedSession" e
+        WHERE e."logEpoch" = p."epoch" ORDER BY e."lastSequence" DESC LIMIT 1
+    ) erased ON true
     WHERE p."owner" = $1 AND p."partition" = ANY($2)"#;
 
 /// Begins a new epoch: nothing of the log that is there now counts as stored.
@@ -125,6 +133,11 @@ const BEGIN_EPOCH: &str = r#"
 /// rows of the others are left out. Rows are locked in one order, so that two workers cannot wait
 /// for each other. The session of a message may be opened by this same statement, which its own
 /// snapshot does not show: hence the union of both.
+///
+/// What belongs to an erased session is refused; of those that this batch erases nothing else is in it.
+/// Whoever is not erased pays nothing for it but a look when a session is opened: `ANY` and `OFFSET`
+/// keep the deletions at looks into indexes, and at none where nothing is erased, however many rows
+/// there are.
 const COMMIT: &str = r#"
     WITH expected AS (
         SELECT * FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[])
@@ -140,19 +153,27 @@ const COMMIT: &str = r#"
         SET "sequence" = l."next", "recordedAt" = l."nextAt", "streamCreatedAt" = $7
         FROM locked l WHERE p."partition" = l."partition"
         RETURNING p."partition", p."epoch"
+    ), begun AS (
+        SELECT s.*, c."epoch", z."digest"
+        FROM unnest($8::smallint[], $9::bigint[], $10::text[], $11::text[], $12::text[], $13::text[],
+                    $14::timestamp[])
+            WITH ORDINALITY AS s ("partition", "sequence", "id", "sessionId", "ip", "userAgent", "createdAt",
+                                  "ord")
+        JOIN claimed c ON c."partition" = s."partition"
+        LEFT JOIN LATERAL (
+            SELECT e."digest" FROM "ErasedSession" e
+            WHERE e."digest" = sha256(convert_to(s."sessionId", 'UTF8')) LIMIT 1
+        ) z ON true
     ), opened AS (
         INSERT INTO "ChatSession" ("id", "sessionId", "ip", "userAgent", "createdAt")
-        SELECT s."id", s."sessionId", s."ip", s."userAgent", s."createdAt"
-        FROM unnest($8::smallint[], $9::text[], $10::text[], $11::text[], $12::text[], $13::timestamp[])
-            WITH ORDINALITY AS s ("partition", "id", "sessionId", "ip", "userAgent", "createdAt", "ord")
-        JOIN claimed c ON c."partition" = s."partition"
-        ORDER BY s."ord"
+        SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM begun WHERE "digest" IS NULL
+        ORDER BY "ord"
         ON CONFLICT DO NOTHING
         RETURNING "id", "sessionId"
     ), sent AS MATERIALIZED (
         SELECT m.*, c."epoch", coalesce(o."id", k."id") AS "chatSessionId"
-        FROM unnest($14::smallint[], $15::bigint[], $16::text[], $17::text[], $18::text[], $19::timestamp[],
-                    $20::bool[], $21::text[])
+        FROM unnest($15::smallint[], $16::bigint[], $17::text[], $18::text[], $19::text[], $20::timestamp[],
+                    $21::bool[], $22::text[])
             WITH ORDINALITY AS m ("partition", "sequence", "id", "sender", "content", "createdAt", "isAI",
                                   "sessionId", "ord")
         JOIN claimed c ON c."partition" = m."partition"
@@ -168,31 +189,103 @@ const COMMIT: &str = r#"
         ORDER BY "ord"
         ON CONFLICT DO NOTHING
         RETURNING "logSequence", "chatSessionId"
+    ), strays AS (
+        SELECT m.*, z."digest" FROM sent m
+        LEFT JOIN LATERAL (
+            SELECT e."digest" FROM "ErasedSession" e
+            WHERE e."digest" = sha256(convert_to(m."sessionId", 'UTF8')) LIMIT 1
+        ) z ON true
+        WHERE m."chatSessionId" IS NULL
     ), orphaned AS (
         INSERT INTO "DeadLetter" ("subject", "payload", "reason", "logEpoch", "logSequence", "recordedAt")
         SELECT 'chat.requests.' || "partition" || '.' || "sessionId",
                convert_to(json_build_object('message', json_build_object(
                    'id', "id", 'sender', "sender", 'content', "content", 'isAI', "isAI"))::text, 'UTF8'),
                'no session with this id is stored', "epoch", "sequence", "createdAt" AT TIME ZONE 'UTC'
-        FROM sent WHERE "chatSessionId" IS NULL
+        FROM strays WHERE "digest" IS NULL
         ORDER BY "ord"
         ON CONFLICT DO NOTHING
         RETURNING "logSequence"
-    ), rejected AS (
-        INSERT INTO "DeadLetter" ("subject", "payload", "reason", "logEpoch", "logSequence", "recordedAt")
-        SELECT r."subject", r."payload", r."reason", c."epoch", r."sequence", r."recordedAt"
-        FROM unnest($22::smallint[], $23::bigint[], $24::text[], $25::bytea[], $26::text[], $27::timestamptz[])
+    ), faulty AS (
+        SELECT r.*, c."epoch", z."digest"
+        FROM unnest($23::smallint[], $24::bigint[], $25::text[], $26::bytea[], $27::text[], $28::timestamptz[])
             AS r ("partition", "sequence", "subject", "payload", "reason", "recordedAt")
         JOIN claimed c ON c."partition" = r."partition"
+        LEFT JOIN LATERAL (
+            SELECT e."digest" FROM "ErasedSession" e
+            WHERE e."digest" = sha256(convert_to(split_part(r."subject", '.', 4), 'UTF8')) LIMIT 1
+        ) z ON true
+    ), rejected AS (
+        INSERT INTO "DeadLetter" ("subject", "payload", "reason", "logEpoch", "logSequence", "recordedAt")
+        SELECT "subject", "payload", "reason", "epoch", "sequence", "recordedAt"
+        FROM faulty WHERE "digest" IS NULL
         ON CONFLICT DO NOTHING
         RETURNING "logSequence"
+    ), refused AS (
+        SELECT "digest", "epoch", "sequence" FROM begun WHERE "digest" IS NOT NULL
+        UNION ALL SELECT "digest", "epoch", "sequence" FROM strays WHERE "digest" IS NOT NULL
+        UNION ALL SELECT "digest", "epoch", "sequence" FROM faulty WHERE "digest" IS NOT NULL
+    ), noted AS (
+        UPDATE "ErasedSession" e
+        SET "erasedSequence" = CASE WHEN e."logEpoch" = r."epoch" THEN e."erasedSequence" ELSE 0 END,
+            "clearedSequence" = CASE WHEN e."logEpoch" = r."epoch" THEN e."clearedSequence" ELSE 0 END,
+            "logEpoch" = r."epoch", "lastSequence" = r."last"
+        FROM (
+            SELECT "digest", "epoch", max("sequence") AS "last" FROM refused GROUP BY "digest", "epoch"
+        ) r
+        WHERE e."digest" = r."digest"
+    ), ending AS (
+        SELECT x.*, c."epoch"
+        FROM unnest($29::smallint[], $30::bigint[], $31::bigint[], $32::timestamptz[], $33::text[], $34::bytea[])
+            AS x ("partition", "sequence", "last", "recordedAt", "sessionId", "digest")
+        JOIN claimed c ON c."partition" = x."partition"
+    ), erased AS (
+        INSERT INTO "ErasedSession" ("digest", "logEpoch", "erasedSequence", "lastSequence", "erasedAt")
+        SELECT "digest", "epoch", "sequence", "last", "recordedAt" FROM ending
+        ON CONFLICT ("digest") DO UPDATE
+        SET "logEpoch" = EXCLUDED."logEpoch", "erasedSequence" = EXCLUDED."erasedSequence",
+            "lastSequence" = EXCLUDED."lastSequence", "clearedSequence" = 0
+    ), emptied AS (
+        DELETE FROM "Message" WHERE "id" = ANY (ARRAY(
+            SELECT m."id" FROM ending x
+            CROSS JOIN LATERAL (
+                SELECT k."id" FROM "ChatSession" k WHERE k."sessionId" = x."sessionId" LIMIT 1
+            ) s
+            CROSS JOIN LATERAL (SELECT c."id" FROM "Message" c WHERE c."chatSessionId" = s."id" OFFSET 0) m
+        ))
+    ), ended AS (
+        DELETE FROM "ChatSession" WHERE "sessionId" = ANY (ARRAY(SELECT "sessionId" FROM ending))
+        RETURNING "id"
+    ), forgotten AS (
+        DELETE FROM "DeadLetter" WHERE "id" = ANY (ARRAY(
+            SELECT d."id" FROM ending x
+            CROSS JOIN LATERAL (
+                SELECT l."id" FROM "DeadLetter" l WHERE split_part(l."subject", '.', 4) = x."sessionId" OFFSET 0
+            ) d
+        ))
     )
     SELECT
         coalesce((SELECT array_agg("partition") FROM claimed), '{}') AS claimed,
         coalesce((SELECT array_agg("sessionId") FROM opened), '{}') AS opened,
         coalesce((SELECT array_agg("logSequence") FROM stored), '{}') AS sequences,
         coalesce((SELECT array_agg("chatSessionId") FROM stored), '{}') AS chats,
-        coalesce((SELECT array_agg("logSequence") FROM orphaned), '{}') AS orphaned"#;
+        coalesce((SELECT array_agg("logSequence") FROM orphaned), '{}') AS orphaned,
+        coalesce((SELECT array_agg("sequence") FROM refused), '{}') AS refused,
+        (SELECT count(*) FROM ended) AS ended"#;
+
+/// Deletes some of what sessions that are to be erased have beyond the first so many messages, so that
+/// erasing even the longest takes no statement longer than it may.
+const THIN_OUT: &str = r#"
+    DELETE FROM "Message" WHERE "id" = ANY (ARRAY(
+        SELECT m."id" FROM unnest($1::text[]) AS x ("sessionId")
+        CROSS JOIN LATERAL (
+            SELECT k."id" FROM "ChatSession" k WHERE k."sessionId" = x."sessionId" LIMIT 1
+        ) s
+        CROSS JOIN LATERAL (
+            SELECT c."id" FROM "Message" c WHERE c."chatSessionId" = s."id" ORDER BY c."seq" LIMIT 2 * $2
+        ) m
+        OFFSET $2 LIMIT $2
+    ))"#;
 
 /// How far every partition is stored.
 const STORED: &str = r#"SELECT "partition", "sequence" FROM "LogPartition""#;
@@ -211,10 +304,52 @@ const MOVE_IDLE: &str = r#"
     SET "sequence" = $3, "recordedAt" = NULL, "streamCreatedAt" = $4
     FROM idle WHERE p."partition" = idle."partition""#;
 
+/// Erased sessions of which the log may still hold something, and whether it is the log that they were
+/// erased in.
+const UNCLEARED: &str = r#"
+    SELECT e."digest", e."erasedSequence", e."lastSequence",
+           EXISTS (SELECT FROM "LogPartition" p WHERE p."epoch" = e."logEpoch")
+    FROM "ErasedSession" e
+    WHERE e."clearedSequence" < e."lastSequence"
+    ORDER BY e."lastSequence" LIMIT $1"#;
+
+/// Takes note that the log holds nothing more of an erased session, unless a record came meanwhile.
+const CLEARED: &str = r#"
+    UPDATE "ErasedSession" SET "clearedSequence" = "lastSequence"
+    WHERE "digest" = $1 AND "erasedSequence" = $2 AND "lastSequence" = $3"#;
+
 const DEAD_LETTERS: &str = r#"
     SELECT "id", "subject", "payload", "reason", "recordedAt" FROM "DeadLetter"
     WHERE $1::bigint IS NULL OR "id" = $1
     ORDER BY "id" LIMIT $2"#;
+
+/// Whether anything of a session is stored.
+const KNOWS_SESSION: &str = r#"
+    SELECT EXISTS (SELECT FROM "ChatSession" WHERE "sessionId" = $1)
+        OR EXISTS (SELECT FROM "DeadLetter" WHERE split_part("subject", '.', 4) = $1)"#;
+
+const COUNT_SESSIONS: &str = r#"SELECT count(*) FROM "ChatSession" WHERE "sessionId" = ANY ($1)"#;
+
+const SESSION: &str = r#"
+    SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession" WHERE "sessionId" = $1"#;
+
+/// A page of a session's messages, oldest first.
+const MESSAGES_AFTER: &str = r#"
+    SELECT "id", "sender", "content", "createdAt", "isAI", "chatSessionId", "seq" FROM "Message"
+    WHERE "chatSessionId" = $1 AND "seq" > coalesce($2, -1) ORDER BY "seq" LIMIT $3"#;
+
+/// A page of the sessions older than a time, oldest first, and whether nothing was said since then.
+const SESSION_AGES: &str = r#"
+    SELECT s."id", s."sessionId", s."createdAt", coalesce(last."createdAt" < $3, true) AS "isQuiet"
+    FROM (
+        SELECT "id", "sessionId", "createdAt" FROM "ChatSession"
+        WHERE ("createdAt", "id") > (coalesce($1::timestamp, '-infinity'), $2) AND "createdAt" < $3
+        ORDER BY "createdAt", "id" LIMIT $4
+    ) s
+    LEFT JOIN LATERAL (
+        SELECT m."createdAt" FROM "Message" m WHERE m."chatSessionId" = s."id" ORDER BY m."seq" DESC LIMIT 1
+    ) last ON true
+    ORDER BY s."createdAt", s."id""#;
 
 const DEAD_LETTER_COUNT: &str = r#"SELECT count(*) FROM "DeadLetter""#;
 
@@ -258,6 +393,86 @@ pub struct DeadLetter {
     pub recorded_at: OffsetDateTime,
 }
 
+/// A session as it is stored.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct StoredSession {
+    /// Primary key.
+    pub id: String,
+    session_id: String,
+    ip: Option<String>,
+    user_agent: Option<String>,
+    created_at: PrimitiveDateTime,
+}
+
+impl StoredSession {
+    /// As REST answers have it.
+    pub fn to_head(&self) -> SessionHead<'_> {
+        SessionHead {
+            id: &self.id,
+            session_id: &self.session_id,
+            ip: self.ip.as_deref(),
+            user_agent: self.user_agent.as_deref(),
+            created_at: Timestamp::from_column(self.created_at),
+        }
+    }
+}
+
+/// A message as it is stored.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct StoredMessage {
+    id: String,
+    sender: String,
+    content: String,
+    created_at: PrimitiveDateTime,
+    #[sqlx(rename = "isAI")]
+    is_ai: bool,
+    chat_session_id: String,
+    /// Orders the messages of a session.
+    pub seq: i64,
+}
+
+impl StoredMessage {
+    /// As REST answers have it.
+    pub fn to_message(&self) -> Message<'_> {
+        Message {
+            id: &self.id,
+            sender: &self.sender,
+            content: &self.content,
+            created_at: Timestamp::from_column(self.created_at),
+            is_ai: self.is_ai,
+            chat_session_id: &self.chat_session_id,
+        }
+    }
+}
+
+/// How old a session is.
+#[derive(Debug, Clone, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct SessionAge {
+    id: String,
+    /// What clients call it.
+    pub session_id: String,
+    /// When it was opened.
+    pub created_at: PrimitiveDateTime,
+    /// Whether nothing was said in it since the time that was asked for.
+    pub is_quiet: bool,
+}
+
+/// An erased session of which the log may still hold something.
+#[derive(Debug)]
+pub struct Uncleared {
+    /// Which session.
+    pub digest: SessionDigest,
+    /// Sequence of the record that erased it; 0 if this log has none.
+    pub erased_sequence: u64,
+    /// Sequence of its last record that was read.
+    pub last_sequence: u64,
+    /// Whether the sequences count in this log, and not in one before it.
+    pub in_this_log: bool,
+}
+
 /// What a commit did.
 #[derive(Debug, Default)]
 pub struct Committed {
@@ -269,6 +484,10 @@ pub struct Committed {
     pub stored: Vec<(u64, String)>,
     /// Messages set aside because their session is not stored.
     pub orphaned: Vec<u64>,
+    /// Records of sessions that were erased before.
+    pub refused: HashSet<u64>,
+    /// How many sessions were erased, of those that were there.
+    pub ended: u64,
 }
 
 /// Partitions after a look at the leases.
@@ -403,6 +622,75 @@ impl Store {
         answered(query.bind(column(to)).bind(stream_created_at).execute(&self.pool)).await.map(drop)
     }
 
+    /// Some erased sessions of which the log may still hold something.
+    pub async fn uncleared(&self, limit: u32) -> sqlx::Result<Vec<Uncleared>> {
+        let query = sqlx::query_as(UNCLEARED).bind(i64::from(limit));
+        let rows: Vec<(Vec<u8>, i64, i64, bool)> = answered(query.fetch_all(&self.pool)).await?;
+        let uncleared = |(digest, erased, last, in_this_log): (Vec<u8>, i64, i64, bool)| {
+            Some(Uncleared {
+                digest: SessionDigest::from_column(&digest)?,
+                erased_sequence: erased.cast_unsigned(),
+                last_sequence: last.cast_unsigned(),
+                in_this_log,
+            })
+        };
+        Ok(rows.into_iter().filter_map(uncleared).collect())
+    }
+
+    /// The log holds nothing more of an erased session.
+    pub async fn cleared(&self, erased: &Uncleared) -> sqlx::Result<()> {
+        let query = sqlx::query(CLEARED)
+            .bind(erased.digest.as_bytes().to_vec())
+            .bind(column(erased.erased_sequence))
+            .bind(column(erased.last_sequence));
+        answered(query.execute(&self.pool)).await.map(drop)
+    }
+
+    /// Whether anything of a session is stored.
+    pub async fn knows_session(&self, session_id: &str) -> sqlx::Result<bool> {
+        let query = sqlx::query_scalar(KNOWS_SESSION).bind(session_id.to_owned());
+        answered(query.fetch_one(&self.pool)).await
+    }
+
+    /// How many of these sessions are stored.
+    pub async fn count_sessions(&self, session_ids: &[String]) -> sqlx::Result<i64> {
+        let query = sqlx::query_scalar(COUNT_SESSIONS).bind(session_ids.to_vec());
+        answered(query.fetch_one(&self.pool)).await
+    }
+
+    /// A session, if it is stored.
+    pub async fn session(&self, session_id: &str) -> sqlx::Result<Option<StoredSession>> {
+        let query = sqlx::query_as(SESSION).bind(session_id.to_owned());
+        answered(query.fetch_optional(&self.pool)).await
+    }
+
+    /// At most `limit` messages of the session with this key behind a `seq`, oldest first.
+    pub async fn messages_after(
+        &self,
+        id: &str,
+        seq: Option<i64>,
+        limit: u16,
+    ) -> sqlx::Result<Vec<StoredMessage>> {
+        let query =
+            sqlx::query_as(MESSAGES_AFTER).bind(id.to_owned()).bind(seq).bind(i64::from(limit));
+        answered(query.fetch_all(&self.pool)).await
+    }
+
+    /// At most `limit` sessions behind the given one that were opened before a time, oldest first.
+    pub async fn session_ages(
+        &self,
+        behind: Option<&SessionAge>,
+        before: OffsetDateTime,
+        limit: u16,
+    ) -> sqlx::Result<Vec<SessionAge>> {
+        let query = sqlx::query_as(SESSION_AGES)
+            .bind(behind.map(|session| session.created_at))
+            .bind(behind.map(|session| session.id.clone()).unwrap_or_default())
+            .bind(Timestamp::truncate(before).to_column())
+            .bind(i64::from(limit));
+        answered(query.fetch_all(&self.pool)).await
+    }
+
     /// The oldest dead letters.
     pub async fn dead_letters(&self, limit: u32) -> sqlx::Result<Vec<DeadLetter>> {
         let query = sqlx::query_as(DEAD_LETTERS).bind(None::<i64>).bind(i64::from(limit));
@@ -422,6 +710,22 @@ impl Store {
     /// Forgets a dead letter.
     pub async fn drop_dead_letter(&self, id: i64) -> sqlx::Result<()> {
         answered(sqlx::query(DROP_DEAD_LETTER).bind(id).execute(&self.pool)).await.map(drop)
+    }
+
+    /// Deletes messages of sessions that the batch erases, until few enough are left for its commit. The
+    /// record that erases them is in the log: whoever commits it deletes the rest.
+    pub async fn thin_out(&self, batch: &Batch) -> sqlx::Result<()> {
+        if batch.erasures.is_empty() {
+            return Ok(());
+        }
+        let sessions: Vec<_> = batch.erasures.values().map(|row| row.session_id.clone()).collect();
+        loop {
+            let query = sqlx::query(THIN_OUT).bind(sessions.clone()).bind(ERASED_ROWS_MAX);
+            let deleted = answered(query.execute(&self.pool)).await?.rows_affected();
+            if deleted == 0 {
+                return Ok(());
+            }
+        }
     }
 
     /// Commits a batch. `expected` holds the offset of every partition in it.
@@ -444,7 +748,8 @@ impl Store {
             .bind(batch.last.values().map(|place| column(place.sequence)).collect::<Vec<_>>())
             .bind(batch.last.values().map(|place| place.recorded_at).collect::<Vec<_>>())
             .bind(stream_created_at);
-        let query = bind_rejects(bind_messages(bind_sessions(query, batch), batch), batch);
+        let query = bind_messages(bind_sessions(query, batch), batch);
+        let query = bind_erasures(bind_rejects(query, batch), batch);
         let row: CommitRow = answered(query.fetch_one(&self.pool)).await?;
         Ok(committed(row))
     }
@@ -456,6 +761,7 @@ fn bind_sessions<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row
     let rows = &batch.sessions;
     query
         .bind(rows.iter().map(|row| row.place.partition.to_column()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| column(row.place.sequence)).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.new.id.as_str().to_owned()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.session.to_string()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.new.ip.clone()).collect::<Vec<_>>())
@@ -487,10 +793,28 @@ fn bind_rejects<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row>
         .bind(rows.iter().map(|row| row.record.place.recorded_at).collect::<Vec<_>>())
 }
 
-/// What [`COMMIT`] selects.
-type CommitRow = (Vec<i16>, Vec<String>, Vec<i64>, Vec<String>, Vec<i64>);
+fn bind_erasures<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row> {
+    let rows = || batch.erasures.values();
+    query
+        .bind(rows().map(|row| row.place.partition.to_column()).collect::<Vec<_>>())
+        .bind(rows().map(|row| column(row.place.sequence)).collect::<Vec<_>>())
+        .bind(rows().map(|row| column(row.last.sequence)).collect::<Vec<_>>())
+        .bind(rows().map(|row| row.place.recorded_at).collect::<Vec<_>>())
+        .bind(rows().map(|row| row.session_id.clone()).collect::<Vec<_>>())
+        .bind(
+            batch
+                .erasures
+                .keys()
+                .map(|session| session.digest().as_bytes().to_vec())
+                .collect::<Vec<_>>(),
+        )
+}
 
-fn committed((claimed, opened, sequences, chats, orphaned): CommitRow) -> Committed {
+/// What [`COMMIT`] selects.
+type CommitRow = (Vec<i16>, Vec<String>, Vec<i64>, Vec<String>, Vec<i64>, Vec<i64>, i64);
+
+fn committed(row: CommitRow) -> Committed {
+    let (claimed, opened, sequences, chats, orphaned, refused, ended) = row;
     // Both arrays come from the same rows; that they were inserted in log order is no promise of SQL.
     let mut stored: Vec<_> = sequences.into_iter().map(i64::cast_unsigned).zip(chats).collect();
     stored.sort_unstable_by_key(|(sequence, _)| *sequence);
@@ -499,6 +823,8 @@ fn committed((claimed, opened, sequences, chats, orphaned): CommitRow) -> Commit
         opened: opened.iter().filter_map(|text| SessionId::parse(text).ok()).collect(),
         stored,
         orphaned: orphaned.into_iter().map(i64::cast_unsigned).collect(),
+        refused: refused.into_iter().map(i64::cast_unsigned).collect(),
+        ended: ended.unsigned_abs(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Removes old records from the log. Nobody else does: records are kept after they were stored, so
+//! Removes records from the log: those of erased sessions and old ones. Nobody else does: records are kept after they were stored, so
 //! that a database restored from an older backup catches up by itself.
 //!
 //! Removed is what every partition has stored, once it is older than `LOG_KEEP` or when the log takes
@@ -12,6 +12,7 @@ use shared::lifecycle::{Stop, pause};
 use shared::partition::Partition;
 use time::OffsetDateTime;
 
+use crate::clear::clear;
 use crate::metrics::METRICS;
 use crate::ownership::Owned;
 use crate::reader;
@@ -19,6 +20,8 @@ use crate::store::Store;
 
 /// Pause between two looks: how long a log that filled up stays full after the backlog is stored.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Erased sessions that one look removes: a second or two, so that trimming is never late.
+const CLEARED_MAX: u32 = 1_000;
 /// The partition whose owner looks; one worker is enough.
 const TRIMMED_BY_OWNER_OF: Partition = Partition::FIRST;
 
@@ -42,10 +45,38 @@ impl Trimmer {
             if !self.owned.borrow().contains(&TRIMMED_BY_OWNER_OF) {
                 continue;
             }
-            if let Some(Err(error)) = stop.run_until_cancelled(self.trim()).await {
+            if let Some(Err(error)) = stop.run_until_cancelled(self.look()).await {
                 tracing::warn!("the log is not trimmed: {error:#}");
             }
         }
+        Ok(())
+    }
+
+    async fn look(&self) -> anyhow::Result<()> {
+        self.clear().await?;
+        self.trim().await
+    }
+
+    /// Removes what is left of erased sessions, by the same rule as everything else: where every
+    /// partition is beyond it, or its next owner would take the log for trimmed too far.
+    async fn clear(&self) -> anyhow::Result<()> {
+        let erased = self.store.uncleared(CLEARED_MAX).await?;
+        if erased.is_empty() {
+            return Ok(());
+        }
+        let below = self.stored_below(&self.log.get_info().await?).await?;
+        let mut records = 0;
+        for erased in erased {
+            if erased.in_this_log {
+                if erased.last_sequence >= below {
+                    continue;
+                }
+                records += clear(&self.log, &erased).await?;
+            }
+            self.store.cleared(&erased).await?;
+        }
+        METRICS.log_records_cleared.inc_by(records);
+        tracing::info!(records, "removed erased sessions from the log");
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! Where a saved message stands: the headers of its announcement.
+//! Where a saved message stands: the headers of its announcement. The end of a session is announced in
+//! the same way and has a place among the messages.
 //!
 //! A gateway that has everything up to `previous` has everything up to `sequence` once it has
 //! emitted the message. It needs no other rule to notice what it missed.

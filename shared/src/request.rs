@@ -1,9 +1,9 @@
-//! What the gateway asks for: the records of the log.
+//! What the gateway and the persister's commands ask for: the records of the log.
 
 use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
-use crate::ids::{ChatSessionId, MessageId};
+use crate::ids::{ChatSessionId, MessageId, SessionId};
 use crate::message::Sender;
 
 /// One record of the log. The session it belongs to stands in its subject.
@@ -14,6 +14,8 @@ pub enum Request {
     Session(NewSession),
     /// Store a message.
     Message(NewMessage),
+    /// Erase the session and what was said in it, for good: what follows in the log is not stored.
+    Erase(Erasure),
 }
 
 /// The session to open.
@@ -43,10 +45,25 @@ pub struct NewMessage {
     pub is_ai: bool,
 }
 
+/// The session to erase.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Erasure {
+    /// What its row is called by. An adopter's may be any text, which cannot stand in a subject:
+    /// there stands [`SessionId::standing_for`] it.
+    pub session_id: String,
+}
+
 impl Request {
     /// The bytes of the record.
     pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(self)
+    }
+
+    /// Asks for the end of a session, and says on whose subject.
+    pub fn erase(session: &str) -> (SessionId, Self) {
+        let erasure = Erasure { session_id: session.to_owned() };
+        (SessionId::standing_for(session), Self::Erase(erasure))
     }
 
     /// Reads a record's bytes.
@@ -90,8 +107,18 @@ mod tests {
     }
 
     #[test]
+    fn an_erasure_record() {
+        let text = "550e8400-e29b-41d4-a716-446655440000";
+        let (session, request) = Request::erase(text);
+        assert_eq!(session.to_string(), text);
+        round_trips(&request, &format!(r#"{{"erase":{{"sessionId":"{text}"}}}}"#));
+    }
+
+    #[test]
     fn bytes_that_are_no_request_are_refused() {
-        for bytes in ["", "null", "{}", r#"{"message":{"id":"x"}}"#, r#"{"other":{}}"#] {
+        for bytes in
+            ["", "null", "{}", r#"{"message":{"id":"x"}}"#, r#"{"erase":{}}"#, r#"{"other":{}}"#]
+        {
             assert!(Request::decode(bytes.as_bytes()).is_err(), "{bytes}");
         }
     }

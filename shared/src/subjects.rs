@@ -31,7 +31,7 @@ pub fn requests_of(partition: Partition) -> String {
     format!("chat.requests.{partition}.*")
 }
 
-/// Where a session's saved messages are announced.
+/// Where a session's saved messages are announced, and its end: that has no payload.
 pub fn saved(partition: Partition, session: SessionId) -> String {
     format!("chat.saved.{partition}.{session}")
 }

@@ -46,6 +46,8 @@ const ROUTES = {
   "GET /api/chats": (sessionId, bearer) => get("/api/chats", bearer),
   "GET /api/chats/:sessionId": (sessionId, bearer) => get(`/api/chats/${sessionId}`, bearer),
   "POST /api/chats/:sessionId/messages": post,
+  "GET /api/chats/:sessionId/export": (sessionId, bearer) => get(`/api/chats/${sessionId}/export`, bearer),
+  "DELETE /api/chats/:sessionId": (sessionId, bearer) => get(`/api/chats/${sessionId}`, bearer, { method: "DELETE" }),
 };
 
 const OPEN_TO_ALL = ["init_session", "user_message", "GET /api/chats/:sessionId"];

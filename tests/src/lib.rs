@@ -15,6 +15,7 @@
 
 pub mod abuse;
 mod backend;
+mod backups;
 mod balancer;
 mod binaries;
 mod builder;
@@ -34,6 +35,7 @@ mod stack;
 mod wait;
 mod wire;
 
+pub use backups::Backups;
 pub use balancer::Balancer;
 pub use binaries::{machine, program};
 pub use builder::{Builder, Link};

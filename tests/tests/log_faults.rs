@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tests::{Client, Conversation, Link, Puppet, Stack, eventually};
+use tests::{Backups, Client, Conversation, Link, Puppet, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 /// A look of the trimmer, and what it looks for.
@@ -288,55 +288,6 @@ async fn a_backup_older_than_the_log_is_told_and_clients_come_back_all_the_same(
     .await;
     chat.say("more").await;
     chat.is_stored(&[before, vec!["more".into()]].concat()).await;
-}
-
-/// Copies of the stack's database on its own server.
-struct Backups {
-    server: sqlx::PgPool,
-    database: String,
-}
-
-impl Backups {
-    async fn of(stack: &Stack) -> Self {
-        let (server, database) = stack.database_url().rsplit_once('/').unwrap();
-        let database = database.split('?').next().unwrap().to_owned();
-        let server = sqlx::PgPool::connect(&format!("{server}/postgres")).await.unwrap();
-        Self { server, database }
-    }
-
-    async fn back_up(&self) {
-        self.run("DROP DATABASE IF EXISTS backup".into()).await;
-        self.copy(&self.database, "backup").await;
-    }
-
-    async fn restore(&self) {
-        self.close(&self.database).await;
-        self.run(format!("DROP DATABASE \"{}\" WITH (FORCE)", self.database)).await;
-        self.copy("backup", &self.database).await;
-    }
-
-    /// A template must have no connections, and those that end come back at once.
-    async fn copy(&self, from: &str, to: &str) {
-        self.close(from).await;
-        self.run(format!("CREATE DATABASE \"{to}\" TEMPLATE \"{from}\"")).await;
-        self.run(format!("ALTER DATABASE \"{from}\" ALLOW_CONNECTIONS true")).await;
-    }
-
-    async fn close(&self, database: &str) {
-        self.run(format!("ALTER DATABASE \"{database}\" ALLOW_CONNECTIONS false")).await;
-        let others =
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = $1";
-        eventually(SOON, "connections end", async || {
-            let left: i64 =
-                sqlx::query_scalar(others).bind(database).fetch_one(&self.server).await.unwrap();
-            left == 0
-        })
-        .await;
-    }
-
-    async fn run(&self, statement: String) {
-        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&self.server).await.unwrap();
-    }
 }
 
 #[tokio::test]

@@ -105,6 +105,8 @@ async fn token(role: &str) -> String {
 
 const CHATS: (&str, &str) = ("GET", "/api/chats");
 const CHAT: (&str, &str) = ("GET", "/api/chats/{sessionId}");
+const ERASE: (&str, &str) = ("DELETE", "/api/chats/{sessionId}");
+const EXPORT: (&str, &str) = ("GET", "/api/chats/{sessionId}/export");
 const MESSAGES: (&str, &str) = ("POST", "/api/chats/{sessionId}/messages");
 
 #[tokio::test]
@@ -150,12 +152,29 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     ask.expect(CHAT, ask.request("GET", &format!("{chat}?after=nobody")), 400).await;
     ask.expect(CHAT, ask.request("GET", &chat).bearer_auth("nonsense"), 401).await;
 
+    let exported = format!("{chat}/export");
+    let of = |path: &str, session| path.replace("{sessionId}", session);
+    ask.expect(EXPORT, ask.request("GET", &exported).bearer_auth(&admin), 200).await;
+    for (one, path) in [(EXPORT, &exported), (ERASE, &chat)] {
+        ask.expect(one, ask.request(one.0, path), 401).await;
+        ask.expect(one, ask.request(one.0, path).bearer_auth(&integrator), 403).await;
+        let undecodable = of(one.1, "%zz");
+        ask.expect(one, ask.request(one.0, &undecodable).bearer_auth(&admin), 400).await;
+        let unknown = of(one.1, "unknown");
+        ask.expect(one, ask.request(one.0, &unknown).bearer_auth(&admin), 404).await;
+    }
+    let other = client.ask("init_session", json!({})).await["sessionId"].clone();
+    let other = of(ERASE.1, other.as_str().unwrap());
+    ask.expect(ERASE, ask.request("DELETE", &other).bearer_auth(&admin), 202).await;
+
     stack.wires(Link::GatewayPostgres).for_each(tests::Wire::cut);
+    ask.expect(EXPORT, ask.request("GET", &exported).bearer_auth(&admin), 503).await;
     ask.expect(("GET", "/ready"), ask.request("GET", "/ready"), 503).await;
     ask.expect(CHATS, ask.request("GET", "/api/chats").bearer_auth(&admin), 503).await;
     ask.expect(CHAT, ask.request("GET", &chat), 503).await;
     stack.wires(Link::GatewayNats).for_each(tests::Wire::cut);
     ask.expect(MESSAGES, answer(&ask, json!({ "content": "Hi!" })), 503).await;
+    ask.expect(ERASE, ask.request("DELETE", &chat).bearer_auth(&admin), 503).await;
 
     let mut missing = documented();
     missing.retain(|one| !ask.seen.contains(one));

@@ -1,0 +1,60 @@
+//! `DELETE /api/chats/:sessionId`: erases a session and what was said in it. The erasure goes through
+//! the log, as everything does: what stands before it there goes, what comes behind it is refused.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use shared::ids::SessionId;
+use shared::request::Request;
+
+use crate::Gateway;
+use crate::chats;
+use crate::error::ClientError;
+use crate::known::Known;
+use crate::problem::Problem;
+use crate::publisher::Publisher;
+
+/// The answer to an erasure that is in the log.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Accepted<'a> {
+    session_id: &'a str,
+    status: &'static str,
+}
+
+/// Takes an erasure; it is in the log when this one's answer comes.
+pub async fn take(
+    State(gateway): State<Arc<Gateway>>,
+    path: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    let session_id = chats::session_of(path, &uri)?;
+    match exists(&gateway, &session_id).await? {
+        Known::Yes => {}
+        Known::No => return Err(ClientError::session_not_found().into()),
+        Known::Unsure => return Err(ClientError::unavailable().into()),
+    }
+    let (session, request) = Request::erase(&session_id);
+    let on_its_way = gateway.publisher.publish(session, &request, Publisher::deadline()).await?;
+    let sequence = on_its_way.accepted().await?;
+    // The other gateways hear of it when it is done.
+    gateway.known.forget(session);
+    tracing::info!(session = session.short(), sequence, "a session is to be erased");
+    let kind = [(header::CONTENT_TYPE, chats::JSON)];
+    let accepted = Accepted { session_id: &session_id, status: "accepted" };
+    Ok((StatusCode::ACCEPTED, kind, Json(accepted)).into_response())
+}
+
+async fn exists(gateway: &Gateway, session_id: &str) -> Result<Known, Problem> {
+    if let Ok(session) = SessionId::parse(session_id) {
+        return Ok(gateway.known.check(session).await);
+    }
+    // An adopter's: the log knows none of these.
+    let stored = gateway.history.session(session_id).await?;
+    Ok(stored.map_or(Known::No, |_| Known::Yes))
+}

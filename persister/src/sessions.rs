@@ -1,0 +1,257 @@
+//! `persister sessions`: what becomes of a person's data.
+//!
+//! Whatever is erased is erased by a record in the log, on the session's own subject: what was said before
+//! it goes, what comes behind it is refused, and a database restored from an older backup reads it again.
+
+use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
+use std::time::Duration;
+
+use anyhow::Context;
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_nats::jetstream::{self, context};
+use clap::Subcommand;
+use shared::ids::SessionId;
+use shared::partition::Partition;
+use shared::request::Request;
+use shared::settings::Span;
+use shared::subjects;
+use shared::timestamp::Timestamp;
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::store::{SessionAge, Store};
+
+/// Sessions looked at together. Messages of others wait behind their erasure: a tenth of a second
+/// where each has a hundred messages.
+const PAGE: u16 = 100;
+/// Messages read at a time.
+const MESSAGES_PAGE: u16 = 1_000;
+/// Pause between two looks at how far the persisters are.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Longest wait for the persisters to come to a record: as long as a restart and a backlog may take.
+const STORED_WITHIN: Duration = Duration::from_mins(1);
+
+/// What to do with sessions.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Erases a session and everything said in it, for good.
+    Erase {
+        /// Its `sessionId`.
+        session_id: String,
+    },
+    /// Prints a session with everything said in it, as JSON.
+    Export {
+        /// Its `sessionId`.
+        session_id: String,
+    },
+    /// Erases all sessions in which nothing happened for some time. If it is interrupted, run it again.
+    Prune {
+        /// How long, as 12h or 90d.
+        #[arg(long, value_parser = parse_span)]
+        older_than: Duration,
+    },
+}
+
+fn parse_span(text: &str) -> Result<Duration, &'static str> {
+    text.parse().map(|Span(duration)| duration)
+}
+
+/// Does it.
+pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
+    let store = Store::connect(&config.database, Uuid::nil());
+    match command {
+        Command::Erase { session_id } => {
+            Eraser::connect(store, config).await?.erase(&session_id).await
+        }
+        Command::Export { session_id } => export(&store, &session_id).await,
+        Command::Prune { older_than } => {
+            let before = OffsetDateTime::now_utc().checked_sub(older_than.try_into()?);
+            let before = before.context("--older-than: longer ago than any time")?;
+            Eraser::connect(store, config).await?.prune(before).await
+        }
+    }
+}
+
+async fn export(store: &Store, session_id: &str) -> anyhow::Result<()> {
+    let session = store.session(session_id).await?.with_context(|| unknown(session_id))?;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let head = serde_json::to_string(&session.to_head())?;
+    // The head is an object: its brace gives way to the messages.
+    write!(out, r#"{},"messages":["#, head.trim_end_matches('}'))?;
+    let mut after = None;
+    loop {
+        let messages = store.messages_after(&session.id, after, MESSAGES_PAGE).await?;
+        for message in &messages {
+            out.write_all(if after.is_some() { b"," } else { b"" })?;
+            serde_json::to_writer(&mut out, &message.to_message())?;
+            after = Some(message.seq);
+        }
+        if messages.len() < usize::from(MESSAGES_PAGE) {
+            break;
+        }
+    }
+    writeln!(out, "]}}")?;
+    Ok(out.flush()?)
+}
+
+fn unknown(session_id: &str) -> String {
+    format!("there is no session {session_id}")
+}
+
+/// Puts erasures into the log and waits until they are done.
+struct Eraser<'a> {
+    store: Store,
+    config: &'a Config,
+    jetstream: context::Context,
+    log: Stream,
+}
+
+/// Where the last of some records stands in each partition.
+type Asked = BTreeMap<Partition, u64>;
+
+impl<'a> Eraser<'a> {
+    async fn connect(store: Store, config: &'a Config) -> anyhow::Result<Self> {
+        let client = config.nats.connect_once().await;
+        let jetstream = jetstream::new(client.context("NATS cannot be reached (NATS_URL)")?);
+        let log = shared::log::open(&jetstream, config.log).await?;
+        Ok(Self { store, config, jetstream, log })
+    }
+
+    async fn erase(&self, session_id: &str) -> anyhow::Result<()> {
+        let last = self.last_record(session_id).await?;
+        let waits = last.is_some_and(|last| !last.erases);
+        if !waits && !self.store.knows_session(session_id).await? {
+            anyhow::bail!(unknown(session_id));
+        }
+        let mut asked = Asked::new();
+        self.ask(session_id, None, &mut asked).await?;
+        self.done(&asked, &[session_id.to_owned()]).await?;
+        println!("erased {session_id}");
+        Ok(())
+    }
+
+    async fn prune(&self, before: OffsetDateTime) -> anyhow::Result<()> {
+        let (mut erased, mut behind) = (0, None);
+        loop {
+            let found = self.store.session_ages(behind.as_ref(), before, PAGE).await?;
+            let Some(last) = found.last() else { break };
+            let pruned = self.prune_page(&found, behind.as_ref(), before).await?;
+            erased += pruned;
+            println!("erased {erased}, all up to {}", Timestamp::from_column(last.created_at));
+            behind = Some(last.clone());
+        }
+        println!(
+            "erased {erased} sessions in which nothing happened since {}",
+            Timestamp::truncate(before)
+        );
+        Ok(())
+    }
+
+    /// Erases those of a page that are still quiet; how many.
+    async fn prune_page(
+        &self,
+        found: &[SessionAge],
+        behind: Option<&SessionAge>,
+        before: OffsetDateTime,
+    ) -> anyhow::Result<usize> {
+        let mut last_records = BTreeMap::new();
+        for session in found.iter().filter(|session| session.is_quiet) {
+            match self.last_record(&session.session_id).await? {
+                Some(last) if last.time >= before && !last.erases => {}
+                last => {
+                    let sequence = last.map_or(0, |last| last.sequence);
+                    last_records.insert(session.session_id.clone(), sequence);
+                }
+            }
+        }
+        // What happened before the look at the log is in Postgres now or was in the log; what happens
+        // after it changes the last sequence.
+        let still = self.store.session_ages(behind, before, PAGE).await?;
+        let mut asked = Asked::new();
+        let mut sessions = Vec::new();
+        for session in still.into_iter().filter(|session| session.is_quiet) {
+            let Some(last) = last_records.get(&session.session_id) else { continue };
+            if self.ask(&session.session_id, Some(*last), &mut asked).await? {
+                sessions.push(session.session_id);
+            }
+        }
+        self.done(&asked, &sessions).await?;
+        Ok(sessions.len())
+    }
+
+    /// Asks for an erasure, where the session's last record is the expected one; `false` if it is not.
+    async fn ask(
+        &self,
+        session_id: &str,
+        expected: Option<u64>,
+        asked: &mut Asked,
+    ) -> anyhow::Result<bool> {
+        let (session, request) = Request::erase(session_id);
+        let partition = self.config.log.partitions.partition_of(session);
+        let mut message = PublishMessage::build().payload(request.encode()?.into());
+        if let Some(sequence) = expected {
+            message = message.expected_last_subject_sequence(sequence);
+        }
+        let subject = subjects::request(partition, session);
+        let ack = self.jetstream.send_publish(subject, message).await?;
+        match ack.await {
+            Ok(ack) => {
+                asked.insert(partition, ack.sequence);
+                Ok(true)
+            }
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits until the persisters have come to what was asked for.
+    async fn done(&self, asked: &Asked, sessions: &[String]) -> anyhow::Result<()> {
+        let deadline = Instant::now() + STORED_WITHIN;
+        loop {
+            let stored: BTreeMap<_, _> = self.store.stored_sequences().await?.into_iter().collect();
+            if asked.iter().all(|(partition, sequence)| stored.get(partition) >= Some(sequence)) {
+                break;
+            }
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "no persister has come to it: it is in the log and will be erased when one does"
+            );
+            sleep(LOOK_INTERVAL).await;
+        }
+        let left = self.store.count_sessions(sessions).await?;
+        anyhow::ensure!(
+            left == 0,
+            "{left} of the sessions cannot be erased: `persister dead-letters list` says why"
+        );
+        Ok(())
+    }
+
+    async fn last_record(&self, session_id: &str) -> anyhow::Result<Option<LastRecord>> {
+        let session = SessionId::standing_for(session_id);
+        let partition = self.config.log.partitions.partition_of(session);
+        let subject = subjects::request(partition, session);
+        match self.log.direct_get_last_for_subject(subject).await {
+            Ok(record) => Ok(Some(LastRecord {
+                sequence: record.sequence,
+                time: record.time,
+                erases: matches!(Request::decode(&record.payload), Ok(Request::Erase(_))),
+            })),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The last record of a session in the log.
+#[derive(Clone, Copy)]
+struct LastRecord {
+    sequence: u64,
+    time: OffsetDateTime,
+    /// Whether it is an erasure.
+    erases: bool,
+}
