@@ -98,15 +98,18 @@ impl Delivery {
         while let Some(Some(message)) = stop.run_until_cancelled(self.saved.next()).await {
             let place = subjects::parse_saved(&message.subject);
             let announcement = message.headers.as_ref().and_then(Announcement::from_headers);
+            if let (true, Some((_, Some(session)))) = (message.payload.is_empty(), place) {
+                // Also where its place was passed before, and where it has none yet: it does no harm to
+                // hear it twice.
+                self.gateway.end(session);
+                if announcement.is_none() {
+                    continue;
+                }
+            }
             let (Some((partition, session)), Some(announcement)) = (place, announcement) else {
                 tracing::warn!("an announcement cannot be read");
                 continue;
             };
-            let ended = session.filter(|_| message.payload.is_empty());
-            if let Some(session) = ended {
-                // Also where its place was passed before: it does no harm to hear it twice.
-                self.gateway.end(session);
-            }
             let message = session.and_then(|session| {
                 Some((session, saved(&message.payload, announcement.position)?))
             });

@@ -42,8 +42,8 @@ pub async fn take(
     let (session, request) = Request::erase(&session_id);
     let on_its_way = gateway.publisher.publish(session, &request, Publisher::deadline()).await?;
     let sequence = on_its_way.accepted().await?;
-    // The other gateways hear of it when it is done.
     gateway.known.forget(session);
+    gateway.publisher.tell_ended(session).await;
     tracing::info!(session = session.short(), sequence, "a session is to be erased");
     let kind = [(header::CONTENT_TYPE, chats::JSON)];
     let accepted = Accepted { session_id: &session_id, status: "accepted" };

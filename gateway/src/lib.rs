@@ -123,7 +123,7 @@ impl Gateway {
     /// A session was erased: nobody is in it, and it is known no more.
     fn end(&self, session: SessionId) {
         self.known.forget(session);
-        self.rooms.empty(|room| room == session);
+        self.rooms.end(session);
         self.inboxes.changed();
     }
 
@@ -131,7 +131,7 @@ impl Gateway {
     fn end_all(&self, ended: &HashSet<SessionDigest>) {
         // It costs less to look some up again than to tell which they are.
         self.known.forget_all();
-        self.rooms.empty(|room| ended.contains(&room.digest()));
+        self.rooms.end_all(|room| ended.contains(&room.digest()));
         self.inboxes.changed();
     }
 }

@@ -10,6 +10,7 @@ use async_nats::jetstream::context::{
     ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind,
 };
 use async_nats::jetstream::{self, ErrorCode};
+use bytes::Bytes;
 use shared::ids::SessionId;
 use shared::partition::PartitionCount;
 use shared::request::Request;
@@ -58,6 +59,14 @@ impl Publisher {
             partitions,
             places: Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize)),
         }
+    }
+
+    /// Tells all gateways, this one too, that the end of a session is in the log. Whoever does not hear
+    /// of it now hears of it when it is done.
+    pub async fn tell_ended(&self, session: SessionId) {
+        let subject = subjects::saved(self.partitions.partition_of(session), session);
+        let told = self.client.publish(subject, Bytes::new());
+        tokio::time::timeout(ANSWER_TIMEOUT, told).await.ok();
     }
 
     /// When a request that arrives now must be answered.

@@ -81,9 +81,16 @@ impl Rooms {
         leave(&mut self.lock(), session, socket);
     }
 
-    /// Empties the rooms of these sessions: they have ended. Nobody is told; who asks hears that there is
-    /// no such session.
-    pub fn empty(&self, ended: impl Fn(SessionId) -> bool) {
+    /// Empties the room of a session that has ended. Nobody is told; who asks hears that there is no such
+    /// session.
+    pub fn end(&self, session: SessionId) {
+        if self.lock().remove(&session).is_some() {
+            METRICS.rooms.dec();
+        }
+    }
+
+    /// The same for every session that has ended.
+    pub fn end_all(&self, ended: impl Fn(SessionId) -> bool) {
         let mut rooms = self.lock();
         let before = rooms.len();
         rooms.retain(|session, _| !ended(*session));

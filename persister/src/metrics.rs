@@ -32,7 +32,7 @@ pub struct Metrics {
     pub messages_stored: Counter,
     /// Sessions that were new.
     pub sessions_stored: Counter,
-    /// Sessions that were there and were erased.
+    /// Erasures that were done.
     pub sessions_erased: Counter,
     /// Records of sessions that were erased before.
     pub records_refused: Counter,

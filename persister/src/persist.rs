@@ -303,18 +303,19 @@ fn set_aside(batch: &Batch, committed: &Committed) -> impl Iterator<Item = Place
 
 /// Counts what a commit stored.
 fn measure(batch: &Batch, committed: &Committed) {
-    let Committed { stored, opened, orphaned, refused, ended, .. } = committed;
+    let Committed { stored, opened, orphaned, refused, .. } = committed;
     let records =
         batch.sessions.len() + batch.messages.len() + batch.rejects.len() + batch.erasures.len();
     METRICS.batch_records.observe(f64::from(u32::try_from(records).unwrap_or(u32::MAX)));
+    let is_ours = |partition: &Partition| committed.claimed.contains(partition);
     METRICS.messages_stored.inc_by(stored.len() as u64);
     METRICS.sessions_stored.inc_by(opened.len() as u64);
-    METRICS.sessions_erased.inc_by(*ended);
+    let erased = batch.erasures.values().filter(|row| is_ours(&row.place.partition));
+    METRICS.sessions_erased.inc_by(erased.count() as u64);
     METRICS.records_refused.inc_by(refused.len() as u64);
     METRICS
         .dead_letters_added
         .inc_by((set_aside(batch, committed).count() + orphaned.len()) as u64);
-    let is_ours = |partition: &Partition| committed.claimed.contains(partition);
     let sessions = batch.sessions.iter().map(|row| row.place);
     let places = sessions.chain(batch.messages.iter().map(|row| row.place));
     let mut claimed = 0;

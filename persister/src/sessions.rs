@@ -8,13 +8,16 @@ use std::io::{BufWriter, Write};
 use std::time::Duration;
 
 use anyhow::Context;
+use async_nats::Client;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use async_nats::jetstream::{self, context};
+use bytes::Bytes;
 use clap::Subcommand;
 use shared::ids::SessionId;
-use shared::partition::Partition;
+use shared::nats::NatsUrl;
+use shared::partition::{Partition, PartitionCount};
 use shared::request::Request;
 use shared::settings::Span;
 use shared::subjects;
@@ -66,13 +69,13 @@ pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
     let store = Store::connect(&config.database, Uuid::nil());
     match command {
         Command::Erase { session_id } => {
-            Eraser::connect(store, config).await?.erase(&session_id).await
+            Eraser::connect(store, &config.nats).await?.erase(&session_id).await
         }
         Command::Export { session_id } => export(&store, &session_id).await,
         Command::Prune { older_than } => {
             let before = OffsetDateTime::now_utc().checked_sub(older_than.try_into()?);
             let before = before.context("--older-than: longer ago than any time")?;
-            Eraser::connect(store, config).await?.prune(before).await
+            Eraser::connect(store, &config.nats).await?.prune(before).await
         }
     }
 }
@@ -104,22 +107,23 @@ fn unknown(session_id: &str) -> String {
 }
 
 /// Puts erasures into the log and waits until they are done.
-struct Eraser<'a> {
+struct Eraser {
     store: Store,
-    config: &'a Config,
+    client: Client,
     jetstream: context::Context,
     log: Stream,
+    partitions: PartitionCount,
 }
 
 /// Where the last of some records stands in each partition.
 type Asked = BTreeMap<Partition, u64>;
 
-impl<'a> Eraser<'a> {
-    async fn connect(store: Store, config: &'a Config) -> anyhow::Result<Self> {
-        let client = config.nats.connect_once().await;
-        let jetstream = jetstream::new(client.context("NATS cannot be reached (NATS_URL)")?);
-        let log = shared::log::open(&jetstream, config.log).await?;
-        Ok(Self { store, config, jetstream, log })
+impl Eraser {
+    async fn connect(store: Store, nats: &NatsUrl) -> anyhow::Result<Self> {
+        let client = nats.connect_once().await.context("NATS cannot be reached (NATS_URL)")?;
+        let jetstream = jetstream::new(client.clone());
+        let (log, partitions) = shared::log::find(&jetstream).await?;
+        Ok(Self { store, client, jetstream, log, partitions })
     }
 
     async fn erase(&self, session_id: &str) -> anyhow::Result<()> {
@@ -192,7 +196,7 @@ impl<'a> Eraser<'a> {
         asked: &mut Asked,
     ) -> anyhow::Result<bool> {
         let (session, request) = Request::erase(session_id);
-        let partition = self.config.log.partitions.partition_of(session);
+        let partition = self.partitions.partition_of(session);
         let mut message = PublishMessage::build().payload(request.encode()?.into());
         if let Some(sequence) = expected {
             message = message.expected_last_subject_sequence(sequence);
@@ -202,6 +206,8 @@ impl<'a> Eraser<'a> {
         match ack.await {
             Ok(ack) => {
                 asked.insert(partition, ack.sequence);
+                // Gateways take nothing more for it, even if it is not done for long.
+                self.client.publish(subjects::saved(partition, session), Bytes::new()).await?;
                 Ok(true)
             }
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
@@ -233,7 +239,7 @@ impl<'a> Eraser<'a> {
 
     async fn last_record(&self, session_id: &str) -> anyhow::Result<Option<LastRecord>> {
         let session = SessionId::standing_for(session_id);
-        let partition = self.config.log.partitions.partition_of(session);
+        let partition = self.partitions.partition_of(session);
         let subject = subjects::request(partition, session);
         match self.log.direct_get_last_for_subject(subject).await {
             Ok(record) => Ok(Some(LastRecord {

@@ -2,6 +2,7 @@
 //! never sit inside one.
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
@@ -134,11 +135,9 @@ const BEGIN_EPOCH: &str = r#"
 /// for each other. The session of a message may be opened by this same statement, which its own
 /// snapshot does not show: hence the union of both.
 ///
-/// What belongs to an erased session is refused; of those that this batch erases nothing else is in it.
-/// Whoever is not erased pays nothing for it but a look when a session is opened: `ANY` and `OFFSET`
-/// keep the deletions at looks into indexes, and at none where nothing is erased, however many rows
-/// there are.
-const COMMIT: &str = r#"
+/// What belongs to an erased session is refused; a message is looked at for it only where its session is
+/// not stored. Of those that this batch erases nothing else is in it.
+const STORE: &str = r#"
     WITH expected AS (
         SELECT * FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[])
             AS e ("partition", "epoch", "sequence", "next", "nextAt")
@@ -233,8 +232,12 @@ const COMMIT: &str = r#"
         FROM (
             SELECT "digest", "epoch", max("sequence") AS "last" FROM refused GROUP BY "digest", "epoch"
         ) r
-        WHERE e."digest" = r."digest"
-    ), ending AS (
+        WHERE e."digest" = r."digest" AND e."digest" = ANY (ARRAY(SELECT "digest" FROM refused))
+    )"#;
+
+/// What is done besides where a batch erases sessions: their rows and dead letters go. `ANY` and `OFFSET`
+/// keep it at looks into indexes, however many rows there are.
+const ERASE: &str = r#", ending AS (
         SELECT x.*, c."epoch"
         FROM unnest($29::smallint[], $30::bigint[], $31::bigint[], $32::timestamptz[], $33::text[], $34::bytea[])
             AS x ("partition", "sequence", "last", "recordedAt", "sessionId", "digest")
@@ -255,7 +258,6 @@ const COMMIT: &str = r#"
         ))
     ), ended AS (
         DELETE FROM "ChatSession" WHERE "sessionId" = ANY (ARRAY(SELECT "sessionId" FROM ending))
-        RETURNING "id"
     ), forgotten AS (
         DELETE FROM "DeadLetter" WHERE "id" = ANY (ARRAY(
             SELECT d."id" FROM ending x
@@ -263,15 +265,21 @@ const COMMIT: &str = r#"
                 SELECT l."id" FROM "DeadLetter" l WHERE split_part(l."subject", '.', 4) = x."sessionId" OFFSET 0
             ) d
         ))
-    )
+    )"#;
+
+/// What became of a batch.
+const COMMITTED: &str = r#"
     SELECT
         coalesce((SELECT array_agg("partition") FROM claimed), '{}') AS claimed,
         coalesce((SELECT array_agg("sessionId") FROM opened), '{}') AS opened,
         coalesce((SELECT array_agg("logSequence") FROM stored), '{}') AS sequences,
         coalesce((SELECT array_agg("chatSessionId") FROM stored), '{}') AS chats,
         coalesce((SELECT array_agg("logSequence") FROM orphaned), '{}') AS orphaned,
-        coalesce((SELECT array_agg("sequence") FROM refused), '{}') AS refused,
-        (SELECT count(*) FROM ended) AS ended"#;
+        coalesce((SELECT array_agg("sequence") FROM refused), '{}') AS refused"#;
+
+/// The one statement of a batch. Erasing has a longer one of its own: all others would pay for it.
+static COMMIT: LazyLock<String> = LazyLock::new(|| [STORE, COMMITTED].concat());
+static COMMIT_AND_ERASE: LazyLock<String> = LazyLock::new(|| [STORE, ERASE, COMMITTED].concat());
 
 /// Deletes some of what sessions that are to be erased have beyond the first so many messages, so that
 /// erasing even the longest takes no statement longer than it may.
@@ -486,8 +494,6 @@ pub struct Committed {
     pub orphaned: Vec<u64>,
     /// Records of sessions that were erased before.
     pub refused: HashSet<u64>,
-    /// How many sessions were erased, of those that were there.
-    pub ended: u64,
 }
 
 /// Partitions after a look at the leases.
@@ -736,20 +742,25 @@ impl Store {
         stream_created_at: OffsetDateTime,
     ) -> sqlx::Result<Committed> {
         let partitions = || batch.last.keys().copied();
-        let query = sqlx::query_as(COMMIT)
-            .bind(self.worker)
-            .bind(partitions().map(Partition::to_column).collect::<Vec<_>>())
-            .bind(partitions().map(|partition| expected(partition).epoch.0).collect::<Vec<_>>())
-            .bind(
-                partitions()
-                    .map(|partition| column(expected(partition).sequence))
-                    .collect::<Vec<_>>(),
-            )
-            .bind(batch.last.values().map(|place| column(place.sequence)).collect::<Vec<_>>())
-            .bind(batch.last.values().map(|place| place.recorded_at).collect::<Vec<_>>())
-            .bind(stream_created_at);
+        let erases = !batch.erasures.is_empty();
+        let query =
+            sqlx::query_as(if erases { COMMIT_AND_ERASE.as_str() } else { COMMIT.as_str() })
+                .bind(self.worker)
+                .bind(partitions().map(Partition::to_column).collect::<Vec<_>>())
+                .bind(partitions().map(|partition| expected(partition).epoch.0).collect::<Vec<_>>())
+                .bind(
+                    partitions()
+                        .map(|partition| column(expected(partition).sequence))
+                        .collect::<Vec<_>>(),
+                )
+                .bind(batch.last.values().map(|place| column(place.sequence)).collect::<Vec<_>>())
+                .bind(batch.last.values().map(|place| place.recorded_at).collect::<Vec<_>>())
+                .bind(stream_created_at);
         let query = bind_messages(bind_sessions(query, batch), batch);
-        let query = bind_erasures(bind_rejects(query, batch), batch);
+        let mut query = bind_rejects(query, batch);
+        if erases {
+            query = bind_erasures(query, batch);
+        }
         let row: CommitRow = answered(query.fetch_one(&self.pool)).await?;
         Ok(committed(row))
     }
@@ -811,10 +822,10 @@ fn bind_erasures<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row
 }
 
 /// What [`COMMIT`] selects.
-type CommitRow = (Vec<i16>, Vec<String>, Vec<i64>, Vec<String>, Vec<i64>, Vec<i64>, i64);
+type CommitRow = (Vec<i16>, Vec<String>, Vec<i64>, Vec<String>, Vec<i64>, Vec<i64>);
 
 fn committed(row: CommitRow) -> Committed {
-    let (claimed, opened, sequences, chats, orphaned, refused, ended) = row;
+    let (claimed, opened, sequences, chats, orphaned, refused) = row;
     // Both arrays come from the same rows; that they were inserted in log order is no promise of SQL.
     let mut stored: Vec<_> = sequences.into_iter().map(i64::cast_unsigned).zip(chats).collect();
     stored.sort_unstable_by_key(|(sequence, _)| *sequence);
@@ -824,7 +835,6 @@ fn committed(row: CommitRow) -> Committed {
         stored,
         orphaned: orphaned.into_iter().map(i64::cast_unsigned).collect(),
         refused: refused.into_iter().map(i64::cast_unsigned).collect(),
-        ended: ended.unsigned_abs(),
     }
 }
 

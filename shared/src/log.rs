@@ -177,6 +177,22 @@ impl LogSettings {
     }
 }
 
+/// The stream as it is, and its partitions: for commands, which know no settings and change nothing.
+pub async fn find(
+    jetstream: &jetstream::Context,
+) -> Result<(jetstream::stream::Stream, PartitionCount), LogError> {
+    let stream = jetstream.get_stream(STREAM).await;
+    let stream = stream.map_err(|error| LogError::Nats(error.into()))?;
+    let partitions = stream.cached_info().config.metadata.get(PARTITIONS);
+    let partitions = partitions.and_then(|count| count.parse::<u16>().ok()?.try_into().ok());
+    let partitions = partitions.ok_or_else(|| LogError::Mismatch {
+        field: "metadata",
+        found: format!("{:?}", stream.cached_info().config.metadata),
+        wanted: format!("a number of {PARTITIONS}"),
+    })?;
+    Ok((stream, partitions))
+}
+
 /// Opens the log as soon as NATS answers. `None` if the stop came first.
 pub async fn open_until_done(
     jetstream: &jetstream::Context,

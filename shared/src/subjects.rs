@@ -31,7 +31,8 @@ pub fn requests_of(partition: Partition) -> String {
     format!("chat.requests.{partition}.*")
 }
 
-/// Where a session's saved messages are announced, and its end: that has no payload.
+/// Where a session's saved messages are announced, and its end: that has no payload, and no place in the
+/// partition either if it is only asked for yet.
 pub fn saved(partition: Partition, session: SessionId) -> String {
     format!("chat.saved.{partition}.{session}")
 }
