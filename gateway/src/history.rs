@@ -613,7 +613,7 @@ impl History {
             .bind(position.epoch.0)
             .bind(position.sequence.cast_signed())
             .bind(i64::from(limit));
-        let rows: Vec<(Vec<u8>, i64, i64)> = answered(query.fetch_all(&self.pool)).await?;
+        let rows: Vec<(Vec<u8>, i64, i64)> = answered(query.fetch_all(&self.delivery)).await?;
         let ended = |(digest, epoch, sequence): (Vec<u8>, i64, i64)| {
             let position = Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() };
             Some((SessionDigest::from_column(&digest)?, position))

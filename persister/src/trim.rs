@@ -45,16 +45,22 @@ impl Trimmer {
             if !self.owned.borrow().contains(&TRIMMED_BY_OWNER_OF) {
                 continue;
             }
-            if let Some(Err(error)) = stop.run_until_cancelled(self.look()).await {
+            let Some((cleared, trimmed)) = stop.run_until_cancelled(self.look()).await else {
+                break;
+            };
+            if let Err(error) = cleared {
+                tracing::warn!("erased sessions are not removed from the log: {error:#}");
+            }
+            if let Err(error) = trimmed {
                 tracing::warn!("the log is not trimmed: {error:#}");
             }
         }
         Ok(())
     }
 
-    async fn look(&self) -> anyhow::Result<()> {
-        self.clear().await?;
-        self.trim().await
+    /// Neither keeps the other from its work.
+    async fn look(&self) -> (anyhow::Result<()>, anyhow::Result<()>) {
+        (self.clear().await, self.trim().await)
     }
 
     /// Removes what is left of erased sessions, by the same rule as everything else: where every
