@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
-use super::random;
+use super::{random, schedule};
 
 /// Breaks everything under load and looks whether a promise breaks with it.
 ///
@@ -42,9 +42,22 @@ pub struct Arguments {
     /// error meanwhile.
     #[arg(long, value_name = "SECONDS", conflicts_with_all = ["only", "without", "minutes"])]
     pub postgres_away: Option<u64>,
+    /// In place of the schedule: processes are only asked to stop, and started again.
+    #[arg(long, value_enum, conflicts_with_all = ["only", "without", "minutes", "postgres_away"])]
+    pub restart: Option<Restart>,
     /// Seconds that anything may take longer than promised: for the load of this machine.
     #[arg(long, default_value_t = 3)]
     pub slack: u64,
+}
+
+/// What is restarted, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Restart {
+    /// Gateways and persisters in turn, three times, as for an upgrade: no send may be refused but as
+    /// `unavailable` by a gateway that restarts.
+    Rolling,
+    /// Everything: gateways, persisters, NATS and Postgres, in each of their 24 orders.
+    Everything,
 }
 
 /// Talk before and after a single outage.
@@ -56,6 +69,9 @@ impl Arguments {
         if let Some(seconds) = self.postgres_away {
             return Duration::from_secs(seconds) + AROUND_AN_OUTAGE;
         }
+        if let Some(restart) = self.restart {
+            return schedule::restarts_end(self, restart) + AROUND_AN_OUTAGE;
+        }
         Duration::try_from_secs_f64(self.minutes * 60.0).unwrap_or_default()
     }
 
@@ -63,6 +79,7 @@ impl Arguments {
     pub(super) fn wants(&self, name: &str) -> bool {
         let is_of = |kind: &String| name.starts_with(kind.as_str());
         self.postgres_away.is_none()
+            && self.restart.is_none()
             && (self.only.is_empty() || self.only.iter().any(is_of))
             && !self.without.iter().any(is_of)
     }
@@ -75,9 +92,11 @@ impl Arguments {
             kinds => format!(" {option} '{}'", kinds.join(",")),
         };
         let only = kinds("--only", &self.only) + &kinds("--without", &self.without);
-        let faults = match self.postgres_away {
-            Some(seconds) => format!("--postgres-away {seconds}"),
-            None => format!("--minutes {minutes}"),
+        let faults = match (self.postgres_away, self.restart) {
+            (Some(seconds), _) => format!("--postgres-away {seconds}"),
+            (None, Some(Restart::Rolling)) => "--restart rolling".to_owned(),
+            (None, Some(Restart::Everything)) => "--restart everything".to_owned(),
+            (None, None) => format!("--minutes {minutes}"),
         };
         format!(
             "cargo chaos {faults} --seed {seed} --gateways {gateways} --persisters {persisters} \

@@ -32,7 +32,7 @@ use anyhow::{Context, Result};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{sleep, sleep_until, timeout};
 
-pub use arguments::Arguments;
+pub use arguments::{Arguments, Restart};
 
 use crate::binaries::{Binaries, workspace};
 use crate::{Link, Stack};

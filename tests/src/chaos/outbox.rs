@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::arguments::Restart;
 use super::broken::{Broken, Promise};
 use super::ledger::{Refusal, Role, Room};
 use super::random::Random;
@@ -178,16 +179,15 @@ impl Outbox {
             self.refusals = 0;
             return Ok(Then::Stay);
         }
-        self.refused(place, answer)
+        self.refused(place, answer, gateway)
     }
 
-    fn refused(&mut self, place: usize, answer: &Value) -> Result<Then, Broken> {
+    fn refused(&mut self, place: usize, answer: &Value, gateway: usize) -> Result<Then, Broken> {
         let code = answer["error"]["code"].as_str().unwrap_or("no code");
         let offset = self.pending[place].offset.clone();
         self.world.tally.refused(code);
         let refusal = match code {
-            // With Postgres away alone nobody is refused anything.
-            _ if self.world.arguments.postgres_away.is_some() => {
+            _ if !self.may_refuse(code, gateway) => {
                 let text = format!("{offset} was answered {answer}");
                 return Err(self.room.report(Promise::Contract, &text));
             }
@@ -202,6 +202,15 @@ impl Outbox {
         self.pending[place].again = Instant::now() + self.random.between(RETRY_MS.0, RETRY_MS.1);
         self.refusals += 1;
         Ok(if self.refusals < REFUSALS_MAX { Then::Stay } else { Then::Go })
+    }
+
+    /// With Postgres away alone nobody is refused anything, and in a rolling restart only by a gateway
+    /// that restarts.
+    fn may_refuse(&self, code: &str, gateway: usize) -> bool {
+        let arguments = &self.world.arguments;
+        let restarts = || code == "unavailable" && self.world.spans.restarts(gateway);
+        arguments.postgres_away.is_none()
+            && (arguments.restart != Some(Restart::Rolling) || restarts())
     }
 
     /// Whether an answer is still waited for patiently.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::Link;
 
-use super::arguments::Arguments;
+use super::arguments::{Arguments, Restart};
 use super::random::Random;
 
 /// Something that a fault is made of, and that only one fault at a time may have.
@@ -113,6 +113,14 @@ const DECK: [(Card, usize); 25] = [
 const FIRST_AFTER: Duration = Duration::from_secs(4);
 /// Longer before a single outage: its figures are to be those of a stack that runs.
 const OUTAGE_AFTER: Duration = Duration::from_secs(10);
+/// From one restart to the next, and how often each process has its turn in a rolling one.
+const ROLLING_STEP: Duration = Duration::from_secs(4);
+const ROLLING_ROUNDS: usize = 3;
+/// When everything is restarted: from one order to the next, from one kind of process to the next, and
+/// from the first stop until all are started.
+const ORDER_STEP: Duration = Duration::from_secs(6);
+const KIND_STEP: Duration = Duration::from_millis(400);
+const ALL_DOWN: Duration = Duration::from_secs(2);
 /// Pause between two faults in milliseconds: about twelve a minute.
 const PAUSE_MS: (u64, u64) = (3_500, 6_300);
 /// How often two faults come at the same time.
@@ -137,6 +145,9 @@ pub(super) fn plan(arguments: &Arguments) -> Vec<Fault> {
         let what = What::Stop(Target::Postgres);
         return vec![Fault { at: OUTAGE_AFTER, what, lasts: Duration::from_secs(seconds) }];
     }
+    if let Some(restart) = arguments.restart {
+        return restarts(arguments, restart);
+    }
     let mut plan = Plan::new(arguments);
     let mut at = FIRST_AFTER;
     while at < arguments.time() {
@@ -147,6 +158,52 @@ pub(super) fn plan(arguments: &Arguments) -> Vec<Fault> {
         at += plan.random.between(PAUSE_MS.0, PAUSE_MS.1);
     }
     plan.faults
+}
+
+/// Stops and starts, in place of a schedule.
+fn restarts(arguments: &Arguments, restart: Restart) -> Vec<Fault> {
+    let gateways = || (0..arguments.gateways.into()).map(Target::Gateway);
+    let persisters = || (0..arguments.persisters.into()).map(Target::Persister);
+    let stop = |at, target, lasts| Fault { at, what: What::Stop(target), lasts };
+    match restart {
+        Restart::Rolling => {
+            let services: Vec<_> = gateways().chain(persisters()).collect();
+            let turns = services.repeat(ROLLING_ROUNDS).into_iter().zip(0..);
+            let fault =
+                |(target, turn)| stop(OUTAGE_AFTER + ROLLING_STEP * turn, target, Duration::ZERO);
+            turns.map(fault).collect()
+        }
+        Restart::Everything => {
+            let kinds = [
+                gateways().collect(),
+                persisters().collect(),
+                vec![Target::Nats],
+                vec![Target::Postgres],
+            ];
+            let mut faults = Vec::new();
+            for (order, begins) in orders().into_iter().zip(0..) {
+                for (kind, later) in order.into_iter().zip(0..) {
+                    let later = KIND_STEP * later;
+                    let at = OUTAGE_AFTER + ORDER_STEP * begins + later;
+                    faults.extend(
+                        kinds[kind].iter().map(|it| stop(at, *it, ALL_DOWN.saturating_sub(later))),
+                    );
+                }
+            }
+            faults
+        }
+    }
+}
+
+/// Every order of four.
+fn orders() -> Vec<[usize; 4]> {
+    let all = (0..256).map(|number| [number / 64, number / 16 % 4, number / 4 % 4, number % 4]);
+    all.filter(|order| BTreeSet::from(*order).len() == order.len()).collect()
+}
+
+/// When the last of them begins.
+pub(super) fn restarts_end(arguments: &Arguments, restart: Restart) -> Duration {
+    restarts(arguments, restart).last().map_or(OUTAGE_AFTER, |fault| fault.at)
 }
 
 struct Plan {
@@ -408,6 +465,25 @@ mod tests {
     fn arguments(seed: u64) -> Arguments {
         let seed = seed.to_string();
         Arguments::parse_from(["chaos", "--minutes", "10", "--seed", seed.as_str()])
+    }
+
+    #[test]
+    fn a_rolling_restart_has_every_service_in_turn() {
+        let arguments = Arguments::parse_from(["chaos", "--restart", "rolling"]);
+        let plan = plan(&arguments);
+        assert_eq!(plan.len(), 15);
+        assert_eq!(plan[2].what, What::Stop(Target::Persister(0)));
+        assert!(plan.windows(2).all(|pair| pair[0].at + ROLLING_STEP == pair[1].at));
+    }
+
+    #[test]
+    fn everything_is_stopped_in_every_order() {
+        let arguments = Arguments::parse_from(["chaos", "--restart", "everything"]);
+        let kinds: BTreeSet<Vec<String>> = plan(&arguments)
+            .chunks(7)
+            .map(|order| order.iter().map(|fault| fault.what.to_string()).collect())
+            .collect();
+        assert_eq!(kinds.len(), 24);
     }
 
     #[test]

@@ -103,6 +103,13 @@ impl Spans {
         self.state().spans.iter().any(broken)
     }
 
+    /// Whether this gateway is stopped and started now.
+    pub(super) fn restarts(&self, gateway: usize) -> bool {
+        let stop = What::Stop(Target::Gateway(gateway));
+        let now = |span: &Span| span.what == stop && span.ended.is_none();
+        self.state().spans.iter().any(now)
+    }
+
     /// How many there were of each kind.
     pub(super) fn counts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
