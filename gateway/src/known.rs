@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind, Stream};
 use futures_util::future::{Either, select};
 use moka::sync::Cache;
 use shared::ids::SessionId;
@@ -137,11 +137,21 @@ impl KnownSessions {
     /// The session's last record, if it has one; `None` if the log does not answer.
     async fn last_in_log(&self, session: SessionId) -> Option<Option<StreamMessage>> {
         let subject = subjects::request(self.partitions.partition_of(session), session);
-        let last = self.log.direct_get_last_for_subject(subject);
-        match tokio::time::timeout(LOOKUP_TIMEOUT, last).await {
-            Ok(Ok(last)) => Some(Some(last)),
-            Ok(Err(error)) if error.kind() == DirectGetErrorKind::NotFound => Some(None),
-            Ok(Err(_)) | Err(_) => None,
+        tokio::time::timeout(LOOKUP_TIMEOUT, self.last_of(subject)).await.ok().flatten()
+    }
+
+    async fn last_of(&self, subject: String) -> Option<Option<StreamMessage>> {
+        let copies = self.log.cached_info().config.num_replicas;
+        match self.log.direct_get_last_for_subject(subject.as_str()).await {
+            Ok(last) => Some(Some(last)),
+            Err(error) if error.kind() != DirectGetErrorKind::NotFound => None,
+            Err(_) if copies == 1 => Some(None),
+            // Any server of a cluster answers, and not each has it already; the one that leads does.
+            Err(_) => match self.log.get_last_raw_message_by_subject(&subject).await {
+                Ok(last) => Some(Some(last)),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Some(None),
+                Err(_) => None,
+            },
         }
     }
 }

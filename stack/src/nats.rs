@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -39,8 +39,19 @@ pub struct Settings {
     pub max_file_store: Option<String>,
     /// Whether clients need the password that stands in the URL.
     pub password: bool,
+    /// The cluster that it belongs to, if any.
+    pub cluster: Option<Member>,
     /// Where its log goes.
     pub output: Output,
+}
+
+/// One server's place in a cluster on this machine.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Where it listens for the others.
+    pub port: Arc<Port>,
+    /// Where all of them listen for each other.
+    pub all: Vec<u16>,
 }
 
 /// A server with its data and its port, running or not.
@@ -87,6 +98,11 @@ impl Nats {
     /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port.number()
+    }
+
+    /// What it is called in its cluster.
+    pub fn name(&self) -> String {
+        format!("nats-{}", self.port.number())
     }
 
     /// Where its streams lie.
@@ -158,12 +174,24 @@ impl Nats {
             format!("authorization {{ user: {USER}, password: \"{password}\" }}\n")
         });
         format!(
-            "listen: \"127.0.0.1:{}\"\n{}jetstream {{\n  store_dir: {}\n{}{}}}\n",
+            "listen: \"127.0.0.1:{}\"\n{}{}jetstream {{\n  store_dir: {}\n{}{}}}\n",
             self.port.number(),
+            self.cluster(),
             login.unwrap_or_default(),
             Value::from(self.store().to_string_lossy()),
             line("sync_interval", sync_interval),
             line("max_file_store", max_file_store),
+        )
+    }
+
+    fn cluster(&self) -> String {
+        let Some(Member { port, all }) = &self.settings.cluster else { return String::new() };
+        let routes: Vec<_> = all.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        format!(
+            "server_name: {}\ncluster {{ name: chat, listen: \"127.0.0.1:{}\", routes: [{}] }}\n",
+            self.name(),
+            port.number(),
+            routes.join(", "),
         )
     }
 

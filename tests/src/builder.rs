@@ -60,6 +60,7 @@ pub struct Builder {
     sync_interval: Option<String>,
     as_containers: bool,
     programs: Option<PathBuf>,
+    nats_servers: usize,
 }
 
 impl Default for Builder {
@@ -77,6 +78,7 @@ impl Default for Builder {
             sync_interval: None,
             as_containers: false,
             programs: None,
+            nats_servers: 1,
         }
     }
 }
@@ -150,6 +152,12 @@ impl Builder {
         Self { empty_database: true, ..self }
     }
 
+    /// Three nats-servers in a cluster.
+    #[must_use]
+    pub fn nats_cluster(self) -> Self {
+        Self { nats_servers: 3, ..self }
+    }
+
     /// Each gateway has an address of its own, and all have the same ports.
     #[must_use]
     pub fn gateways_as_containers(self) -> Self {
@@ -173,20 +181,21 @@ impl Builder {
         let machine =
             must(tokio::task::spawn_blocking(|| Binaries::get().machine()).await, "looking around");
         let home = must(RunDir::create(&machine), "making a folder for a stack");
-        let (postgres, nats) =
+        let (postgres, (nats, others)) =
             tokio::join!(self.postgres(&machine, home.path()), self.nats(&machine, home.path()));
+        let urls = [&nats].into_iter().chain(&others).map(Nats::url).collect::<Vec<_>>();
         let database = self.database(postgres.as_ref()).await;
         let maker = Maker {
             plan: &self,
             machine,
             home: home.path(),
             database: database.url(),
-            nats: nats.url(),
+            nats: urls.join(","),
         };
         let (gateways, gateway_wires) = maker.services(Kind::Gateway, self.gateways).await;
         let (persisters, persister_wires) = maker.services(Kind::Persister, self.persisters).await;
         let wires = gateway_wires.into_iter().chain(persister_wires).collect();
-        let stack = Stack { gateways, persisters, wires, database, nats, postgres, home };
+        let stack = Stack { gateways, persisters, wires, database, nats, others, postgres, home };
         if self.start_services {
             stack.start_services().await;
         }
@@ -204,13 +213,21 @@ impl Builder {
         }
     }
 
-    async fn nats(&self, machine: &Machine, home: &Path) -> Nats {
+    /// The one, and the others of its cluster.
+    async fn nats(&self, machine: &Machine, home: &Path) -> (Nats, Vec<Nats>) {
         match Backend::chosen() {
+            Backend::Local if self.nats_servers > 1 => {
+                let sync_interval = self.sync_interval.as_ref();
+                let [first, second, third] =
+                    Nats::local_cluster(machine, home, sync_interval).await;
+                (first, vec![second, third])
+            }
             Backend::Local => {
-                Nats::local_nats(machine.clone(), home, self.sync_interval.clone()).await
+                let sync_interval = self.sync_interval.clone();
+                (Nats::local_nats(machine.clone(), home, sync_interval).await, Vec::new())
             }
             #[cfg(feature = "docker")]
-            Backend::Docker => Nats::docker().await,
+            Backend::Docker => (Nats::docker().await, Vec::new()),
         }
     }
 

@@ -100,16 +100,19 @@ impl<P: Process> Server<P> {
 
     /// Its process id, if it runs.
     pub fn id(&self) -> Option<u32> {
-        self.local().id()
+        self.process().id()
     }
 
     /// Its memory in RAM, in bytes; for Postgres, that of the main process.
     pub fn resident_bytes(&self) -> u64 {
-        must(stats::resident_bytes(self.local().id().unwrap_or_default()), "the memory of a server")
+        must(
+            stats::resident_bytes(self.process().id().unwrap_or_default()),
+            "the memory of a server",
+        )
     }
 
     /// The process itself, for what containers cannot do.
-    fn local(&self) -> &P {
+    fn process(&self) -> &P {
         match &self.0 {
             Place::Local(process) => process,
             #[cfg(feature = "docker")]
@@ -124,19 +127,50 @@ impl Nats {
         home: &Path,
         sync_interval: Option<String>,
     ) -> Self {
+        Self::local(machine, home, "nats", sync_interval, None).await
+    }
+
+    /// Three that are one.
+    pub(crate) async fn local_cluster(
+        machine: &Machine,
+        home: &Path,
+        sync_interval: Option<&String>,
+    ) -> [Self; 3] {
+        let ports = [0; 3].map(|_| Arc::new(must(Port::reserve(), "a port for a nats-server")));
+        let all: Vec<_> = ports.iter().map(|port| port.number()).collect();
+        let [one, two, three] = ports.map(|port| Some(nats::Member { port, all: all.clone() }));
+        let server = async |name: &str, member| {
+            Self::local(machine.clone(), home, name, sync_interval.cloned(), member).await
+        };
+        [server("nats", one).await, server("nats-2", two).await, server("nats-3", three).await]
+    }
+
+    async fn local(
+        machine: Machine,
+        home: &Path,
+        name: &str,
+        sync_interval: Option<String>,
+        cluster: Option<nats::Member>,
+    ) -> Self {
         let settings = nats::Settings {
             sync_interval,
             max_file_store: Some(STORE.to_owned()),
-            output: Output::File(home.join("nats.log")),
+            cluster,
+            output: Output::File(home.join(format!("{name}.log"))),
             ..nats::Settings::default()
         };
-        let home = home.join("nats");
+        let home = home.join(name);
         let server = blocking("starting nats-server", move || {
             let server = nats::Nats::new(&machine, &home, Port::reserve()?, settings)?;
             server.start()?;
             Ok(server)
         });
         Self(Place::Local(Arc::new(server.await)))
+    }
+
+    /// What it is called in its cluster.
+    pub fn name(&self) -> String {
+        self.process().name()
     }
 
     #[cfg(feature = "docker")]
@@ -151,12 +185,12 @@ impl Nats {
 
     /// The folder of its data, to be touched only while it does not run.
     pub fn store(&self) -> std::path::PathBuf {
-        self.local().store()
+        self.process().store()
     }
 
     /// Throws its data away; it must not run.
     pub fn wipe(&self) {
-        must(std::fs::remove_dir_all(self.local().store()), "wiping the log");
+        must(std::fs::remove_dir_all(self.process().store()), "wiping the log");
     }
 }
 

@@ -36,6 +36,7 @@ pub struct Stack {
     pub(crate) wires: BTreeMap<(Link, usize), Wire>,
     pub(crate) database: Database,
     pub(crate) nats: Nats,
+    pub(crate) others: Vec<Nats>,
     pub(crate) postgres: Option<Postgres>,
     pub(crate) home: RunDir,
 }
@@ -77,6 +78,11 @@ impl Stack {
         &self.nats
     }
 
+    /// All nats-servers of the cluster; the one, if there is none.
+    pub fn nats_servers(&self) -> impl Iterator<Item = &Nats> {
+        [&self.nats].into_iter().chain(&self.others)
+    }
+
     /// The Postgres of this stack alone.
     pub fn postgres(&self) -> &Postgres {
         must(
@@ -115,9 +121,10 @@ impl Stack {
         must(options.connect_lazy(self.database_url()), "a pool")
     }
 
-    /// A client of the nats-server, past all wires.
+    /// A client of the nats-servers, past all wires.
     pub async fn nats_client(&self) -> async_nats::Client {
-        must(async_nats::connect(self.nats.url()).await, "connecting to NATS")
+        let urls: Vec<_> = self.nats_servers().map(Nats::url).collect();
+        must(async_nats::connect(urls).await, "connecting to NATS")
     }
 
     /// A client for HTTP.
