@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, Request, State};
-use axum::http::StatusCode;
+use axum::extract::{ConnectInfo, OriginalUri, Request, State};
 use axum::http::header::ORIGIN;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -25,10 +25,11 @@ pub async fn admit(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if request.uri().path().starts_with(PATH)
-        && let Err(problem) = check(&gateway, &mut request)
-    {
-        return problem.into_response();
+    if request.uri().path().starts_with(PATH) {
+        if let Err(problem) = check(&gateway, &mut request) {
+            return problem.into_response();
+        }
+        detach(&mut request);
     }
     next.run(request).await
 }
@@ -55,4 +56,43 @@ fn check(gateway: &Gateway, request: &mut Request) -> Result<(), Problem> {
 fn opens(request: &Request) -> bool {
     let query = request.uri().query().unwrap_or_default();
     !query.split('&').any(|pair| pair.starts_with("sid="))
+}
+
+/// Copies what the library keeps as long as the socket lives: URI and headers are slices of the buffer
+/// that hyper read the request into, 16 KB that an idle connection would hold for a few hundred bytes.
+fn detach(request: &mut Request) {
+    // axum's copy shares the buffer too, and nobody asks for it.
+    request.extensions_mut().remove::<OriginalUri>();
+    if let Ok(uri) = request.uri().to_string().parse::<Uri>() {
+        *request.uri_mut() = uri;
+    }
+    *request.headers_mut() = copied(request.headers());
+}
+
+fn copied(headers: &HeaderMap) -> HeaderMap {
+    let copy = |(name, value): (&HeaderName, &HeaderValue)| {
+        let name = HeaderName::from_bytes(name.as_str().as_bytes()).ok()?;
+        Some((name, HeaderValue::from_bytes(value.as_bytes()).ok()?))
+    };
+    headers.iter().filter_map(copy).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    #[test]
+    fn a_detached_request_says_the_same() {
+        let mut request = Request::get("/socket.io/?EIO=4&transport=websocket")
+            .header("x-forwarded-for", "192.0.2.1")
+            .header("cookie", "a=1")
+            .header("cookie", "b=2")
+            .body(Body::empty())
+            .unwrap();
+        let (uri, headers) = (request.uri().clone(), request.headers().clone());
+        detach(&mut request);
+        assert_eq!((request.uri(), request.headers()), (&uri, &headers));
+    }
 }
