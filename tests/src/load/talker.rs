@@ -114,9 +114,10 @@ impl Talker {
     async fn talk(&mut self, lean: &mut Lean) -> Result<()> {
         self.fill(lean).await?;
         loop {
+            let talking = *self.phase.borrow() == Phase::Talking;
             let due = match &mut self.pace {
-                Pace::InFlight(_) => None,
-                Pace::Due(due) => Some(due),
+                Pace::Due(due) if talking => Some(due),
+                _ => None,
             };
             tokio::select! {
                 biased;
