@@ -86,7 +86,8 @@ impl KnownSessions {
             return Known::Yes;
         }
         let forgotten = self.forgotten.load(Ordering::Relaxed);
-        let known = self.look_up(session).await;
+        // Boxed: every send would carry the room for a look that few of them need.
+        let known = Box::pin(self.look_up(session)).await;
         if known == Known::Yes && self.forgotten.load(Ordering::Relaxed) == forgotten {
             self.remember(session);
         }

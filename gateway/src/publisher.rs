@@ -24,6 +24,9 @@ use crate::metrics::METRICS;
 /// Requests on their way to the log at a time. It bounds memory and the wait of the last one: at
 /// 30,000 a second it is a seventh of a second.
 const IN_FLIGHT_MAX: u32 = 4_096;
+/// Sends that wait before that, of all sockets together: the last one waits for less than a second. Beyond
+/// it a send is refused at once, not after seconds in which everything else came too late as well.
+const WAITING_MAX: usize = 16_384;
 /// Longest time from a request's arrival to its answer: a client hears within 5 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_500);
 
@@ -33,6 +36,7 @@ pub struct Publisher {
     jetstream: jetstream::Context,
     partitions: PartitionCount,
     places: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
 }
 
 /// A request that is on its way to the log.
@@ -41,6 +45,9 @@ pub struct OnItsWay {
     deadline: Instant,
     _place: Place,
 }
+
+/// One of the [`WAITING_MAX`], while it is held.
+pub struct Turn(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 /// One of the [`IN_FLIGHT_MAX`].
 struct Place(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
@@ -58,6 +65,7 @@ impl Publisher {
             jetstream,
             partitions,
             places: Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize)),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
         }
     }
 
@@ -72,6 +80,11 @@ impl Publisher {
     /// When a request that arrives now must be answered.
     pub fn deadline() -> Instant {
         Instant::now() + ANSWER_TIMEOUT
+    }
+
+    /// Room for one more send to wait; `None` if the log is too slow for what is sent.
+    pub fn turn(&self) -> Option<Turn> {
+        Arc::clone(&self.waiting).try_acquire_owned().map(Turn).ok()
     }
 
     /// Puts a request on its way. Requests get into the log in the order of these calls.

@@ -18,7 +18,7 @@ use crate::known::Known;
 use crate::lane::Job;
 use crate::metrics::METRICS;
 use crate::payload::RawEvent;
-use crate::publisher::{OnItsWay, Publisher};
+use crate::publisher::{OnItsWay, Publisher, Turn};
 
 /// What a client sends.
 #[derive(Deserialize)]
@@ -60,6 +60,7 @@ pub struct SendJob {
     message: NewMessage,
     deadline: Instant,
     asked: Asked,
+    turn: Turn,
 }
 
 /// Who asked, and with which words.
@@ -76,9 +77,12 @@ pub fn on_send(connection: &Arc<Connection>, sender: Sender, event: &RawEvent, a
     match parse(event, &mut asked, connection) {
         Ok(_) if connection.gateway.stop.is_cancelled() => asked.refuse(&ClientError::stopping()),
         Ok((session, message)) => {
+            let Some(turn) = connection.gateway.publisher.turn() else {
+                return asked.refuse(&ClientError::overloaded());
+            };
             let deadline = Publisher::deadline();
-            let job =
-                SendJob { connection: Arc::clone(connection), session, message, deadline, asked };
+            let owner = Arc::clone(connection);
+            let job = SendJob { connection: owner, session, message, deadline, asked, turn };
             if let Err(job) = connection.sends.push(job, event.bytes()) {
                 job.asked.refuse(&ClientError::overloaded());
             }
@@ -154,7 +158,7 @@ pub fn tell_accepted(id: &MessageId, session: SessionId, partition: Partition, s
 
 impl Job for SendJob {
     async fn run(self) {
-        let Self { connection, session, message, deadline, asked } = self;
+        let Self { connection, session, message, deadline, asked, turn: _turn } = self;
         let id = message.id.clone();
         let partition = connection.gateway.config.log.partitions.partition_of(session);
         match put(&connection.gateway, session, message, deadline).await {
