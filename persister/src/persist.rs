@@ -141,7 +141,8 @@ impl Persister {
         }
         let stored: BTreeMap<_, _> =
             offsets.iter().map(|offset| (offset.partition, offset.stored.sequence)).collect();
-        let reader = LogReader::open(&log, &self.jetstream.client(), &stream, &stored).await;
+        let client = self.jetstream.client();
+        let reader = LogReader::open(&log, &client, &stream, &stored, self.log.partitions).await;
         let announced =
             offsets.iter().map(|offset| (offset.partition, announced(offset))).collect();
         Ok(Term {
