@@ -46,7 +46,7 @@ pub struct OnItsWay {
     _place: Place,
 }
 
-/// One of the [`WAITING_MAX`], while it is held.
+/// Room for one send to wait, while it is held.
 pub struct Turn(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 /// One of the [`IN_FLIGHT_MAX`].
