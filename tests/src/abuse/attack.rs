@@ -21,7 +21,7 @@ const SLOW: usize = 1_000;
 /// Sockets that want to be connected and say nothing.
 const IDLE: usize = 10_000;
 /// New connections at a time, or the attacker's own queue would slow it down.
-const PENDING_MAX: usize = 500;
+const PENDING_MAX: usize = 4_000;
 /// Pause before who was refused comes again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Messages that are sent before answers are looked at.
