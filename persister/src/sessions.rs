@@ -227,6 +227,7 @@ impl Eraser {
                 Instant::now() < deadline,
                 "no persister has come to it: it is in the log and will be erased when one does"
             );
+            // Persisters tell nobody who is no gateway: their offsets are looked at.
             sleep(LOOK_INTERVAL).await;
         }
         let left = self.store.count_sessions(sessions).await?;

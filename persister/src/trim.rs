@@ -1,5 +1,5 @@
-//! Removes records from the log: those of erased sessions and old ones. Nobody else does: records are kept after they were stored, so
-//! that a database restored from an older backup catches up by itself.
+//! Removes records from the log: those of erased sessions and old ones. Nobody else does: records are
+//! kept after they were stored, so that a database restored from an older backup catches up by itself.
 //!
 //! Removed is what every partition has stored, once it is older than `LOG_KEEP` or when the log takes
 //! more than half of its room; the other half is for a backlog. A partition in which nothing is

@@ -131,13 +131,13 @@ async fn conversations(balancer: &Balancer, puppet: &Puppet) -> Vec<Conversation
     conversations
 }
 
-#[tokio::test]
-async fn every_process_behind_it_may_be_stopped_in_turn() {
+/// Everybody goes on talking while each process behind it is taken down in turn.
+async fn take_down_in_turn(take_down: impl AsyncFn(&Service)) {
     let (stack, balancer) = start().await;
     let puppet = Puppet::start().await;
     let conversations = conversations(&balancer, &puppet).await;
     for service in stack.gateways().iter().chain(stack.persisters()) {
-        assert!(service.terminate().await.success(), "{}", service.logs());
+        take_down(service).await;
         for conversation in &conversations {
             conversation.is_delivered(10).await;
         }
@@ -148,19 +148,16 @@ async fn every_process_behind_it_may_be_stopped_in_turn() {
 }
 
 #[tokio::test]
+async fn every_process_behind_it_may_be_stopped_in_turn() {
+    take_down_in_turn(async |service: &Service| {
+        assert!(service.terminate().await.success(), "{}", service.logs());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn every_process_behind_it_may_be_killed_in_turn() {
-    let (stack, balancer) = start().await;
-    let puppet = Puppet::start().await;
-    let conversations = conversations(&balancer, &puppet).await;
-    for service in stack.gateways().iter().chain(stack.persisters()) {
-        service.kill();
-        for conversation in &conversations {
-            conversation.is_delivered(10).await;
-        }
-        service.start().await;
-        balancer.knows(2).await;
-    }
-    end(conversations, &stack).await;
+    take_down_in_turn(async |service: &Service| service.kill()).await;
 }
 
 #[tokio::test]
