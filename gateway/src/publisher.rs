@@ -10,7 +10,7 @@ use async_nats::jetstream::context::{
     ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind,
 };
 use async_nats::jetstream::{self, ErrorCode};
-use bytes::Bytes;
+use shared::announcement;
 use shared::ids::SessionId;
 use shared::partition::PartitionCount;
 use shared::request::Request;
@@ -69,11 +69,11 @@ impl Publisher {
         }
     }
 
-    /// Tells all gateways, this one too, that the end of a session is in the log. Whoever does not hear
-    /// of it now hears of it when it is done.
+    /// Tells all gateways, this one too, that the end of a session is in the log.
     pub async fn tell_ended(&self, session: SessionId) {
-        let subject = subjects::saved(self.partitions.partition_of(session), session);
-        let told = self.client.publish(subject, Bytes::new());
+        let partition = self.partitions.partition_of(session);
+        let told = announcement::tell_ended(&self.client, partition, session);
+        // Nobody waits for a connection whose queue is full.
         tokio::time::timeout(ANSWER_TIMEOUT, told).await.ok();
     }
 

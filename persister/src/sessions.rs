@@ -13,8 +13,8 @@ use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use async_nats::jetstream::{self, context};
-use bytes::Bytes;
 use clap::Subcommand;
+use shared::announcement;
 use shared::ids::SessionId;
 use shared::nats::NatsUrl;
 use shared::partition::{Partition, PartitionCount};
@@ -206,8 +206,7 @@ impl Eraser {
         match ack.await {
             Ok(ack) => {
                 asked.insert(partition, ack.sequence);
-                // Gateways take nothing more for it, even if it is not done for long.
-                self.client.publish(subjects::saved(partition, session), Bytes::new()).await?;
+                announcement::tell_ended(&self.client, partition, session).await?;
                 Ok(true)
             }
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),

@@ -4,8 +4,14 @@
 //! A gateway that has everything up to `previous` has everything up to `sequence` once it has
 //! emitted the message. It needs no other rule to notice what it missed.
 
-use async_nats::HeaderMap;
+use async_nats::client::PublishError;
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
 use time::OffsetDateTime;
+
+use crate::ids::SessionId;
+use crate::partition::Partition;
+use crate::subjects;
 
 /// Names one life of one partition's log: random, and never used for another partition. It
 /// changes when the log is not the one that the offset in Postgres was taken from.
@@ -45,6 +51,16 @@ pub struct Announcement {
     pub previous: u64,
     /// When the log took the message, to the microsecond; a repeated position has none.
     pub recorded_at: Option<OffsetDateTime>,
+}
+
+/// Tells all gateways that the end of a session is in the log, before it is done: they take nothing more for
+/// it. It has no place in the partition; who does not hear of it now hears of it when it is done.
+pub async fn tell_ended(
+    client: &Client,
+    partition: Partition,
+    session: SessionId,
+) -> Result<(), PublishError> {
+    client.publish(subjects::saved(partition, session), Bytes::new()).await
 }
 
 const EPOCH: &str = "Chat-Epoch";
