@@ -18,6 +18,9 @@ use crate::history::History;
 
 /// Sessions remembered. One takes about 100 bytes; a session that was forgotten is looked up again.
 const REMEMBERED: u64 = 100_000;
+/// How long it is remembered that the end of a session is in the log. A send that was under way then stands
+/// behind it there, where it looks like one to a session that exists, until a persister has come to the end.
+const ENDED_FOR: Duration = Duration::from_hours(1);
 /// Longest wait for either answer.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for the other answer where one says that the session exists: while Postgres is away,
@@ -28,6 +31,7 @@ const OBJECTION_TIMEOUT: Duration = Duration::from_millis(250);
 /// Looks sessions up and remembers those that exist.
 pub struct KnownSessions {
     remembered: Cache<SessionId, ()>,
+    ended: Cache<SessionId, ()>,
     /// Counts what was forgotten: an answer from before may be out of date.
     forgotten: AtomicU64,
     history: History,
@@ -60,7 +64,8 @@ impl KnownSessions {
     /// Asks these two.
     pub fn new(history: History, log: Stream, partitions: PartitionCount) -> Self {
         let remembered = Cache::new(REMEMBERED);
-        Self { remembered, forgotten: AtomicU64::new(0), history, log, partitions }
+        let ended = Cache::builder().max_capacity(REMEMBERED).time_to_live(ENDED_FOR).build();
+        Self { remembered, ended, forgotten: AtomicU64::new(0), history, log, partitions }
     }
 
     /// Remembers a session that surely exists.
@@ -68,8 +73,9 @@ impl KnownSessions {
         self.remembered.insert(session, ());
     }
 
-    /// A session was erased.
+    /// The end of a session is in the log, or it is done.
     pub fn forget(&self, session: SessionId) {
+        self.ended.insert(session, ());
         self.forgotten.fetch_add(1, Ordering::Relaxed);
         self.remembered.invalidate(&session);
     }
@@ -84,6 +90,9 @@ impl KnownSessions {
     pub async fn check(&self, session: SessionId) -> Known {
         if self.remembered.contains_key(&session) {
             return Known::Yes;
+        }
+        if self.ended.contains_key(&session) {
+            return Known::No;
         }
         let forgotten = self.forgotten.load(Ordering::Relaxed);
         // Boxed: every send would carry the room for a look that few of them need.

@@ -285,6 +285,41 @@ async fn what_stands_in_the_log_behind_an_erasure_is_refused_and_removed() {
     assert!(!logs.contains("are lost") && !logs.contains("set aside"), "{logs}");
 }
 
+/// Whoever asks for it: an agent over HTTP, an operator at the command line.
+#[tokio::test]
+async fn gateways_take_nothing_more_for_a_session_before_its_erasure_is_done() {
+    let stack = Stack::builder().gateways(2).start().await;
+    let puppet = Puppet::start().await;
+    let clients = clients(&stack, &puppet).await;
+    for by_command in [true, false] {
+        let session = open(&clients[0]).await;
+        for client in &clients {
+            client.ask("init_session", json!({ "sessionId": session })).await;
+            say(client, &session, "hello").await;
+        }
+        is_stored(&stack, &session, &["hello", "hello"]).await;
+        stack.persister(0).kill();
+        let asks = async {
+            if by_command {
+                prints(&stack, &["erase", &session]).await;
+            } else {
+                erase(&stack, &session).await;
+            }
+        };
+        let refused = async {
+            for client in &clients {
+                eventually(SOON, "it is refused", async || {
+                    send(client, &session, "too late").await["error"]["code"] == "session_not_found"
+                })
+                .await;
+            }
+            stack.persister(0).start().await;
+        };
+        tokio::join!(asks, refused);
+        is_nowhere(&stack, &[&session]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_gateway_that_hears_of_no_erasure_learns_of_it_by_itself() {
     let stack = Stack::builder().gateways(2).wire(Link::GatewayNats).start().await;
