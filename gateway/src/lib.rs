@@ -22,6 +22,7 @@ pub mod handshake;
 pub mod history;
 pub mod inbox;
 pub mod inboxes;
+pub mod intake;
 pub mod known;
 pub mod lane;
 pub mod limits;
@@ -63,6 +64,7 @@ use crate::config::Config;
 use crate::delivery::{Delivery, Positions};
 use crate::history::History;
 use crate::inboxes::Inboxes;
+use crate::intake::Intake;
 use crate::known::KnownSessions;
 use crate::limits::Limits;
 use crate::lists::Lists;
@@ -153,7 +155,8 @@ pub async fn run(
     let (nats, disturbances) = shared::nats::connect(&config.nats, "gateway").await?;
     let history = History::connect(&config.database);
     let jetstream = async_nats::jetstream::new(nats.clone());
-    let readiness = Readiness::new(nats.clone(), history.clone(), stop.clone());
+    let intake = Intake::default();
+    let readiness = Readiness::new(nats.clone(), history.clone(), intake.clone(), stop.clone());
     // Ends with this function, whichever way that ends.
     let mut watched = JoinSet::new();
     watched.spawn(ops::serve(ops, readiness.clone()));
@@ -167,7 +170,7 @@ pub async fn run(
         limits: Limits::new(config.limits.clone()),
         rooms: Rooms::default(),
         positions: Positions::default(),
-        publisher: Publisher::new(nats.clone(), config.log.partitions),
+        publisher: Publisher::new(nats.clone(), config.log.partitions, intake),
         known: KnownSessions::new(history.clone(), log.clone(), config.log.partitions),
         opened: OpenedSessions::default(),
         history,

@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::error::{ClientError, ErrorCode as Code};
+use crate::intake::Intake;
 use crate::metrics::METRICS;
 
 /// Requests on their way to the log at a time. It bounds memory and the wait of the last one: at
@@ -37,12 +38,14 @@ pub struct Publisher {
     partitions: PartitionCount,
     places: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    intake: Intake,
 }
 
 /// A request that is on its way to the log.
 pub struct OnItsWay {
     ack: PublishAckFuture,
     deadline: Instant,
+    intake: Intake,
     _place: Place,
 }
 
@@ -53,8 +56,8 @@ pub struct Turn(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 struct Place(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 impl Publisher {
-    /// Publishes over this connection.
-    pub fn new(client: Client, partitions: PartitionCount) -> Self {
+    /// Publishes over this connection, and notes what the log takes.
+    pub fn new(client: Client, partitions: PartitionCount, intake: Intake) -> Self {
         let jetstream = ContextBuilder::new()
             .timeout(ANSWER_TIMEOUT)
             // Ours bounds it first; the library's would block without a word.
@@ -66,6 +69,7 @@ impl Publisher {
             partitions,
             places: Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize)),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            intake,
         }
     }
 
@@ -104,11 +108,9 @@ impl Publisher {
             let place = Arc::clone(&self.places).acquire_owned().await;
             let place = Place::new(place.map_err(|_| ClientError::unavailable())?);
             let ack = self.jetstream.publish(subject, payload.into()).await;
-            Ok(OnItsWay {
-                ack: ack.map_err(|error| client_error(&error))?,
-                deadline,
-                _place: place,
-            })
+            let ack = ack.map_err(|error| client_error(&error))?;
+            let intake = self.intake.clone();
+            Ok(OnItsWay { ack, deadline, intake, _place: place })
         };
         // Until it resolves nothing was sent.
         tokio::time::timeout_at(deadline, sent)
@@ -124,10 +126,21 @@ impl OnItsWay {
             Ok(Ok(ack)) => {
                 let left = self.deadline.saturating_duration_since(Instant::now());
                 METRICS.accept_seconds.observe((ANSWER_TIMEOUT.saturating_sub(left)).as_secs_f64());
+                self.intake.took();
                 Ok(ack.sequence)
             }
-            Ok(Err(error)) => Err(client_error(&error)),
-            Err(_) => Err(ClientError::unavailable()),
+            Ok(Err(error)) => {
+                let error = client_error(&error);
+                // One that is larger than the log takes says nothing of the log.
+                if error.code != Code::TooLarge {
+                    self.intake.refused();
+                }
+                Err(error)
+            }
+            Err(_) => {
+                self.intake.refused();
+                Err(ClientError::unavailable())
+            }
         }
     }
 }

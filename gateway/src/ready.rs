@@ -13,6 +13,7 @@ use shared::metrics::Connections;
 
 use crate::config::Host;
 use crate::history::History;
+use crate::intake::Intake;
 
 /// Longest wait for Postgres before it counts as away.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -22,14 +23,15 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Readiness {
     client: Client,
     history: History,
+    intake: Intake,
     serving: Arc<OnceLock<()>>,
     stop: Stop,
 }
 
 impl Readiness {
-    /// Depends on these two, from [`Readiness::serving`] until the stop.
-    pub fn new(client: Client, history: History, stop: Stop) -> Self {
-        Self { client, history, serving: Arc::default(), stop }
+    /// Depends on these, from [`Readiness::serving`] until the stop.
+    pub fn new(client: Client, history: History, intake: Intake, stop: Stop) -> Self {
+        Self { client, history, intake, serving: Arc::default(), stop }
     }
 
     /// From now on clients are served.
@@ -56,7 +58,7 @@ impl Readiness {
     async fn report(&self) -> Report {
         let ping = tokio::time::timeout(PING_TIMEOUT, self.history.ping()).await;
         let postgres = ping.is_ok_and(|ping| ping.is_ok());
-        let nats = self.client.connection_state() == State::Connected;
+        let nats = self.client.connection_state() == State::Connected && self.intake.is_open();
         Report::new(self.phase(), vec![("postgres", postgres), ("nats", nats)])
     }
 

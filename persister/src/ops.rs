@@ -44,7 +44,7 @@ impl Readiness {
 
     async fn report(&self) -> Report {
         let ping = tokio::time::timeout(PING_TIMEOUT, self.store.ping()).await;
-        let postgres = ping.is_ok_and(|ping| ping.is_ok());
+        let postgres = ping.is_ok_and(|ping| ping.is_ok()) && !self.store.is_waiting();
         let nats = self.client.connection_state() == State::Connected;
         Report::new(self.phase(), vec![("postgres", postgres), ("nats", nats)])
     }

@@ -238,6 +238,7 @@ impl Persister {
     /// Commits until Postgres takes or refuses it, or the partitions are no longer ours.
     async fn commit(&self, term: &mut Term, batch: &Batch, stop: &Stop) -> anyhow::Result<Outcome> {
         let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+        let mut waiting = None;
         loop {
             let expected = |partition| term.offsets[&partition];
             let started = Instant::now();
@@ -253,6 +254,7 @@ impl Persister {
                 Err(error) if store::is_data_error(&error) => return Ok(Outcome::Refused(error)),
                 Err(error) => tracing::warn!(%error, "a batch is not stored yet"),
             }
+            waiting.get_or_insert_with(|| self.store.wait());
             if !pause(stop, backoff.pause()).await || self.owned.has_changed()? {
                 return Ok(Outcome::Settled(false));
             }

@@ -2,7 +2,8 @@
 //! never sit inside one.
 
 use std::collections::HashSet;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
@@ -368,6 +369,16 @@ const DROP_DEAD_LETTER: &str = r#"DELETE FROM "DeadLetter" WHERE "id" = $1"#;
 pub struct Store {
     pool: PgPool,
     worker: Uuid,
+    waiting: Arc<AtomicBool>,
+}
+
+/// A batch waits to be stored, while it is held.
+pub struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 /// How far a partition is stored.
@@ -517,12 +528,23 @@ impl Store {
             .max_connections(CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(options);
-        Self { pool, worker }
+        Self { pool, worker, waiting: Arc::default() }
     }
 
     /// The connections, to be counted.
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// Says that a batch waits because Postgres did not take it.
+    pub fn wait(&self) -> Waiting {
+        self.waiting.store(true, Ordering::Relaxed);
+        Waiting(Arc::clone(&self.waiting))
+    }
+
+    /// Whether a batch waits: a server whose disk is full answers all the same.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Whether Postgres answers.

@@ -14,6 +14,7 @@ use url::Url;
 use crate::backend::Backend;
 use crate::binaries::Binaries;
 use crate::database::Database;
+use crate::disk::Disk;
 use crate::server::{Nats, Postgres};
 use crate::service::{Place, Service};
 use crate::stack::Stack;
@@ -61,6 +62,8 @@ pub struct Builder {
     as_containers: bool,
     programs: Option<PathBuf>,
     nats_servers: usize,
+    nats_home: Option<PathBuf>,
+    postgres_home: Option<PathBuf>,
 }
 
 impl Default for Builder {
@@ -79,6 +82,8 @@ impl Default for Builder {
             as_containers: false,
             programs: None,
             nats_servers: 1,
+            nats_home: None,
+            postgres_home: None,
         }
     }
 }
@@ -128,6 +133,18 @@ impl Builder {
     #[must_use]
     pub fn own_postgres(self) -> Self {
         Self { postgres: Source::Own { durable: false }, ..self }
+    }
+
+    /// A Postgres of the test's own, with its data on a small disk, which must outlive the stack.
+    #[must_use]
+    pub fn postgres_on(self, disk: &Disk) -> Self {
+        Self { postgres_home: Some(disk.path().to_path_buf()), ..self.own_postgres() }
+    }
+
+    /// The nats-server keeps its log on a small disk, which must outlive the stack.
+    #[must_use]
+    pub fn nats_on(self, disk: &Disk) -> Self {
+        Self { nats_home: Some(disk.path().to_path_buf()), ..self }
     }
 
     /// The test's own Postgres writes as it does in production, and so does NATS.
@@ -206,7 +223,8 @@ impl Builder {
         match (Backend::chosen(), self.postgres) {
             (Backend::Local, Source::Shared) => None,
             (Backend::Local, Source::Own { durable }) => {
-                Some(Postgres::local_postgres(machine.clone(), home, durable).await)
+                let data = self.postgres_home.as_deref().unwrap_or(home);
+                Some(Postgres::local_postgres(machine.clone(), (home, data), durable).await)
             }
             #[cfg(feature = "docker")]
             (Backend::Docker, _) => Some(Postgres::docker().await),
@@ -224,7 +242,9 @@ impl Builder {
             }
             Backend::Local => {
                 let sync_interval = self.sync_interval.clone();
-                (Nats::local_nats(machine.clone(), home, sync_interval).await, Vec::new())
+                let data = self.nats_home.as_deref().unwrap_or(home);
+                let nats = Nats::local_nats(machine.clone(), (home, data), sync_interval).await;
+                (nats, Vec::new())
             }
             #[cfg(feature = "docker")]
             Backend::Docker => (Nats::docker().await, Vec::new()),

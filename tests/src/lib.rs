@@ -22,6 +22,7 @@ mod builder;
 pub mod chaos;
 mod conversation;
 mod database;
+mod disk;
 #[cfg(feature = "docker")]
 mod docker;
 mod lean;
@@ -41,6 +42,7 @@ pub use binaries::{machine, program};
 pub use builder::{Builder, Link};
 pub use conversation::Conversation;
 pub use database::Database;
+pub use disk::Disk;
 pub use node::{NodeRun, node, node_test};
 pub use puppet::{Client, Puppet, Talk};
 pub use server::{Nats, Postgres, Process, Server};

@@ -1,6 +1,7 @@
 //! A stack's nats-server, or its own Postgres: to kill, freeze and start again.
 
 use std::path::Path;
+use std::process::ExitStatus;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -41,6 +42,7 @@ pub trait Process: Send + Sync + 'static {
     fn resume(&self) -> Result<()>;
     fn port(&self) -> u16;
     fn id(&self) -> Option<u32>;
+    fn ended(&self) -> Result<Option<ExitStatus>>;
 }
 
 impl<P: Process> Server<P> {
@@ -98,6 +100,11 @@ impl<P: Process> Server<P> {
         }
     }
 
+    /// Whether it ended though nobody stopped it.
+    pub fn ended(&self) -> bool {
+        must(self.process().ended(), "looking after a server").is_some()
+    }
+
     /// Its process id, if it runs.
     pub fn id(&self) -> Option<u32> {
         self.process().id()
@@ -124,10 +131,10 @@ impl<P: Process> Server<P> {
 impl Nats {
     pub(crate) async fn local_nats(
         machine: Machine,
-        home: &Path,
+        (home, data): (&Path, &Path),
         sync_interval: Option<String>,
     ) -> Self {
-        Self::local(machine, home, "nats", sync_interval, None).await
+        Self::local(machine, (home, data), "nats", sync_interval, None).await
     }
 
     /// Three that are one.
@@ -140,14 +147,15 @@ impl Nats {
         let all: Vec<_> = ports.iter().map(|port| port.number()).collect();
         let [one, two, three] = ports.map(|port| Some(nats::Member { port, all: all.clone() }));
         let server = async |name: &str, member| {
-            Self::local(machine.clone(), home, name, sync_interval.cloned(), member).await
+            Self::local(machine.clone(), (home, home), name, sync_interval.cloned(), member).await
         };
         [server("nats", one).await, server("nats-2", two).await, server("nats-3", three).await]
     }
 
+    /// What it prints goes to `home`, the log that it keeps to `data`.
     async fn local(
         machine: Machine,
-        home: &Path,
+        (home, data): (&Path, &Path),
         name: &str,
         sync_interval: Option<String>,
         cluster: Option<nats::Member>,
@@ -159,9 +167,9 @@ impl Nats {
             output: Output::File(home.join(format!("{name}.log"))),
             ..nats::Settings::default()
         };
-        let home = home.join(name);
+        let data = data.join(name);
         let server = blocking("starting nats-server", move || {
-            let server = nats::Nats::new(&machine, &home, Port::reserve()?, settings)?;
+            let server = nats::Nats::new(&machine, &data, Port::reserve()?, settings)?;
             server.start()?;
             Ok(server)
         });
@@ -195,10 +203,15 @@ impl Nats {
 }
 
 impl Postgres {
-    pub(crate) async fn local_postgres(machine: Machine, home: &Path, durable: bool) -> Self {
+    /// What it prints goes to `home`, its cluster to `data`.
+    pub(crate) async fn local_postgres(
+        machine: Machine,
+        (home, data): (&Path, &Path),
+        durable: bool,
+    ) -> Self {
         let output = Output::File(home.join("postgres.log"));
         let settings = postgres::Settings { durable, output, ..postgres::Settings::default() };
-        let data = home.join("postgres");
+        let data = data.join("postgres");
         let server = blocking("starting Postgres", move || {
             let cluster = Cluster::scratch(&machine, &data)?;
             let server = postgres::Postgres::new(&machine, cluster, Port::reserve()?, settings);
@@ -251,6 +264,9 @@ macro_rules! process {
             }
             fn id(&self) -> Option<u32> {
                 self.id()
+            }
+            fn ended(&self) -> Result<Option<ExitStatus>> {
+                self.ended()
             }
         }
     };
