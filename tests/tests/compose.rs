@@ -1,15 +1,24 @@
-//! `compose.yaml` and the Dockerfiles, as far as they can be checked without an engine.
+//! `compose.yaml` and the Dockerfiles, as far as they can be checked without an engine: what it runs before the
+//! services start is run here, with its words.
 
 #![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use shared::settings::Setting;
+use stack::find;
+use tests::{Conversation, Puppet, Stack, eventually};
+use tokio::process::Command;
+use url::Url;
 
-/// The containers' programs that are ours.
+const SOON: Duration = Duration::from_secs(20);
+/// What runs to its end before the services start.
+const ONCE: [&str; 2] = ["migrate", "roles"];
+/// The containers' programs that are ours and stay.
 const OURS: [(&str, &[&[Setting]]); 2] = [
     ("gateway", &[shared::settings::COMMON, gateway::config::OWN]),
     ("persister", &[shared::settings::COMMON, persister::config::OWN]),
@@ -65,7 +74,8 @@ fn the_schema_finds_a_mistake() {
 #[test]
 fn every_variable_of_a_service_is_a_setting_it_knows() {
     let compose = compose();
-    for (name, tables) in OURS {
+    let [gateway, persister] = OURS;
+    for (name, tables) in [gateway, persister, ("migrate", persister.1)] {
         let known: BTreeSet<&str> = tables.concat().iter().map(|setting| setting.name).collect();
         let environment = compose["services"][name]["environment"].as_object().expect(name);
         for variable in environment.keys() {
@@ -101,6 +111,8 @@ fn the_example_shows_defaults_and_settings_that_exist() {
             "INBOX_TZ",
             "TRUSTED_PROXIES",
             "POSTGRES_PASSWORD",
+            "GATEWAY_PASSWORD",
+            "PERSISTER_PASSWORD",
             "PROMETHEUS_PORT",
             "GRAFANA_PORT",
         ];
@@ -152,6 +164,113 @@ fn gateways_and_persisters_can_be_scaled() {
     }
 }
 
+/// A value of the file as it is without a `.env`, or with one variable set.
+fn filled(value: &Value, set: (&str, &str)) -> String {
+    let mut text = value.as_str().expect("a text").to_owned();
+    while let Some((before, rest)) = text.split_once("${") {
+        let (variable, after) = rest.split_once('}').expect("an end");
+        let (name, default) = variable.split_once(":-").expect("a default");
+        let value = if name == set.0 { set.1 } else { default };
+        text = format!("{before}{value}{after}");
+    }
+    text
+}
+
+/// A URL of the file, with the place of the stack's database.
+fn url_there(url: &str, there: &Url) -> Url {
+    let mut url = Url::parse(url).expect("a URL");
+    assert_eq!((url.host_str(), url.port()), (Some("postgres"), Some(5432)));
+    url.set_host(there.host_str()).expect("a host");
+    url.set_port(there.port()).expect("a port");
+    url.set_path(there.path());
+    url
+}
+
+/// What `docker compose up` does before the services start, in its order and with its words, and whom it
+/// gives the services to be.
+async fn prepare(stack: &Stack, set: (&'static str, &'static str)) {
+    let compose = compose();
+    let owner = Url::parse(stack.database_url()).expect("a URL");
+    let [migrate, roles] = ONCE.map(|name| compose["services"][name].clone());
+    assert!(roles["depends_on"]["migrate"].is_object());
+    let words = |service: &Value| {
+        let words = service["command"].as_array().expect("words").clone();
+        let sql = workspace().join("migrations").to_string_lossy().into_owned();
+        let word = move |word: Value| filled(&word, set).replace("=/sql", &format!("={sql}"));
+        words.into_iter().map(word).collect::<Vec<_>>()
+    };
+    let url = url_there(&filled(&migrate["environment"]["DATABASE_URL"], set), &owner);
+    assert_eq!(url.username(), owner.username());
+    let program = tokio::task::spawn_blocking(|| tests::program("persister")).await;
+    let mut migrating = Command::new(program.expect("the persister"));
+    migrating.args(words(&migrate)).env("DATABASE_URL", owner.as_str());
+    ends_well(migrating).await;
+
+    let psql = tokio::task::spawn_blocking(|| find::postgres(&tests::machine(), None));
+    let psql = psql.await.expect("a look").expect("Postgres").join("psql");
+    let [first, rest @ ..] = &words(&roles)[..] else { panic!("no command") };
+    assert_eq!(first, "psql");
+    let mut making = Command::new(psql);
+    for (name, value) in roles["environment"].as_object().expect("variables") {
+        making.env(name, filled(value, set));
+    }
+    making.args(rest).env("PGHOST", owner.host_str().expect("a host"));
+    making.env("PGPORT", owner.port().expect("a port").to_string());
+    making.env("PGDATABASE", owner.path().trim_start_matches('/'));
+    making.env("PGPASSWORD", owner.password().expect("a password"));
+    ends_well(making).await;
+
+    for service in stack.persisters().iter().chain(stack.gateways()) {
+        let name = service.name();
+        let (kind, _) = name.split_once('-').expect("a kind and a number");
+        let url = &compose["services"][kind]["environment"]["DATABASE_URL"];
+        service.set_env("DATABASE_URL", url_there(&filled(url, set), &owner).as_str());
+    }
+}
+
+async fn ends_well(mut command: Command) {
+    let output = command.current_dir(std::env::temp_dir()).output().await.expect("a program");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !complaints.contains("ERROR"), "{complaints}");
+}
+
+async fn users(stack: &Stack) -> Vec<String> {
+    let connected = "SELECT DISTINCT usename::text FROM pg_stat_activity
+        WHERE application_name LIKE 'chat-%' ORDER BY 1";
+    sqlx::query_scalar(connected).fetch_all(&stack.pool()).await.expect("users")
+}
+
+#[tokio::test]
+async fn the_services_are_users_who_may_little_at_a_first_start() {
+    let stack = Stack::builder().own_postgres().services_stopped().start().await;
+    prepare(&stack, ("", "")).await;
+    stack.start_services().await;
+    stack.node_test("rest.test.mjs", &[]).await;
+    assert_eq!(users(&stack).await, ["gateway", "persister"]);
+}
+
+#[tokio::test]
+async fn a_volume_whose_services_were_the_owner_goes_on_and_passwords_may_change() {
+    let stack = Stack::builder().own_postgres().start().await;
+    let puppet = Puppet::start().await;
+    let conversation = Conversation::begin(&stack, &puppet).await;
+    conversation.is_delivered(5).await;
+    for password in ["persister", "anotherOne2"] {
+        // `docker compose up` runs these while the services of the release before still run.
+        prepare(&stack, ("PERSISTER_PASSWORD", password)).await;
+        for service in stack.persisters().iter().chain(stack.gateways()) {
+            assert!(service.terminate().await.success(), "{}", service.logs());
+            service.start().await;
+        }
+        conversation.is_delivered(5).await;
+        eventually(SOON, "only they are connected", async || {
+            users(&stack).await == ["gateway", "persister"]
+        })
+        .await;
+    }
+    conversation.end(&stack).await;
+}
+
 /// Its file holds what is the same in every Compose: names and ports of other services.
 #[test]
 fn the_balancer_finds_gateways_where_they_listen() {
@@ -172,16 +291,23 @@ fn the_balancer_finds_gateways_where_they_listen() {
 fn services_start_in_order_of_health_and_restart_and_may_little() {
     let compose = compose();
     let services = services(&compose);
+    let mut awaited = BTreeSet::new();
     for (name, service) in services {
-        assert!(service["healthcheck"]["test"].is_array(), "{name}");
-        assert_eq!(service["restart"], "unless-stopped", "{name}");
+        let once = ONCE.contains(&name.as_str());
+        assert_eq!(service["healthcheck"]["test"].is_array(), !once, "{name}");
+        assert_eq!(service["restart"], if once { "no" } else { "unless-stopped" }, "{name}");
         assert_eq!(service["read_only"], true, "{name}");
         assert_eq!(service["cap_drop"], json!(["ALL"]), "{name}");
         for (other, how) in service["depends_on"].as_object().into_iter().flatten() {
             assert!(services.contains_key(other), "{name} waits for {other}");
-            assert_eq!(how["condition"], "service_healthy", "{name} waits for {other}");
+            let once = ONCE.contains(&other.as_str());
+            let end = if once { "service_completed_successfully" } else { "service_healthy" };
+            assert_eq!(how["condition"], end, "{name} waits for {other}");
+            awaited.insert(other.as_str());
         }
     }
+    // Otherwise `up --wait` would wait in vain until they run.
+    assert!(ONCE.iter().all(|once| awaited.contains(once)), "{awaited:?}");
     for (name, _) in OURS {
         assert_eq!(services[name]["healthcheck"]["test"], json!(["CMD", name, "health"]));
         assert_eq!(services[name]["build"]["dockerfile"], format!("{name}/Dockerfile"));
