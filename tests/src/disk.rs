@@ -78,6 +78,9 @@ impl Disk {
     }
 
     /// Fills it to the last block.
+    ///
+    /// # Panics
+    /// If writing fails for another reason.
     pub fn fill(&self) {
         let mut file = must(File::create(self.path.join(BALLAST)), "filling a disk");
         let full = loop {
