@@ -45,6 +45,9 @@ pub async fn take(
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
+    if let Some(address) = gateway.config.trusted_proxies.client_of(&request) {
+        gateway.limits.http_message(address)?;
+    }
     let session = chats::session_of(path, request.uri())?;
     let offset = idempotency_key(request.headers())?;
     let payload = body(request).await?;

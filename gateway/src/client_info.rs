@@ -1,12 +1,13 @@
 //! Who a socket is, as far as its handshake says.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use axum::http::HeaderMap;
+use axum::extract::ConnectInfo;
 use axum::http::header::USER_AGENT;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, Request};
 use ipnet::IpNet;
 
 use crate::forwarded::{Hops, forwarded, x_forwarded_for};
@@ -26,6 +27,12 @@ pub struct TrustedProxies {
 }
 
 impl TrustedProxies {
+    /// The client's address of a request; none where it came over no connection.
+    pub fn client_of<B>(&self, request: &Request<B>) -> Option<IpAddr> {
+        let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
+        Some(self.client(peer.ip(), request.headers()))
+    }
+
     /// The client's address: the peer's own, or what a trusted peer says of its client. An IPv4 address
     /// that came over IPv6 is written as IPv4.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {

@@ -81,7 +81,7 @@ pub const OWN: &[Setting] = &[
     Setting {
         name: "LIMITS",
         default: "on",
-        help: "off takes the limits of messages, new sessions and sockets away, for load tests; sizes stay",
+        help: "off takes the limits of messages, new sessions, sockets and handshakes away, for load tests; sizes stay",
     },
     Setting {
         name: "MESSAGES_PER_SECOND",
@@ -89,6 +89,16 @@ pub const OWN: &[Setting] = &[
         help: "Most events of one socket per second in the long run",
     },
     Setting { name: "MESSAGES_BURST", default: "200", help: "Most events of one socket at once" },
+    Setting {
+        name: "HTTP_MESSAGES_PER_SECOND",
+        default: "100",
+        help: "Most messages of one client address over HTTP per second in the long run",
+    },
+    Setting {
+        name: "HTTP_MESSAGES_BURST",
+        default: "1000",
+        help: "Most messages of one client address over HTTP at once",
+    },
     Setting {
         name: "NEW_SESSIONS_PER_MINUTE",
         default: "60",
@@ -98,6 +108,11 @@ pub const OWN: &[Setting] = &[
         name: "SOCKETS_PER_ADDRESS",
         default: "200",
         help: "Most sockets of one client address at a time",
+    },
+    Setting {
+        name: "HANDSHAKES_PER_MINUTE",
+        default: "600",
+        help: "Most new sockets of one client address per minute; all of its sockets may come back at once",
     },
     Setting {
         name: "ROOMS_PER_SOCKET",

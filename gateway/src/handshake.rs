@@ -1,9 +1,8 @@
 //! Who is let in to Socket.IO: the client's address, its origin, and a place for its connection.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, OriginalUri, Request, State};
+use axum::extract::{OriginalUri, Request, State};
 use axum::http::header::ORIGIN;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::middleware::Next;
@@ -39,10 +38,7 @@ fn check(gateway: &Gateway, request: &mut Request) -> Result<(), Problem> {
         let problem = Problem::new(StatusCode::FORBIDDEN, "CORS_ORIGINS does not name this origin");
         return Err(Problem { code: Some(ErrorCode::Forbidden), ..problem });
     }
-    let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() else {
-        return Ok(());
-    };
-    let address = gateway.config.trusted_proxies.client(peer.ip(), request.headers());
+    let Some(address) = gateway.config.trusted_proxies.client_of(request) else { return Ok(()) };
     request.extensions_mut().insert(ClientAddress(address));
     if opens(request)
         && let Some(place) = gateway.limits.admit(address)?

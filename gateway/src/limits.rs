@@ -44,6 +44,10 @@ pub struct LimitSettings {
     pub messages: Quota,
     /// New sessions of one client address.
     pub new_sessions: Quota,
+    /// New connections of one client address.
+    pub handshakes: Quota,
+    /// Messages of one client address over HTTP.
+    pub http_messages: Quota,
     /// Connections of one client address at a time.
     pub sockets_per_address: u32,
     /// Sessions that one socket may be in at a time.
@@ -58,10 +62,15 @@ impl LimitSettings {
         let per_second = settings.number("MESSAGES_PER_SECOND", numbers.clone());
         let burst = settings.number("MESSAGES_BURST", numbers.clone());
         let per_minute = settings.number("NEW_SESSIONS_PER_MINUTE", numbers.clone());
+        let handshakes = settings.number("HANDSHAKES_PER_MINUTE", numbers.clone());
+        let http_per_second = settings.number("HTTP_MESSAGES_PER_SECOND", numbers.clone());
+        let http_burst = settings.number("HTTP_MESSAGES_BURST", numbers);
         Self {
             rates: rates.0,
             messages: Quota::per_second(per_second).allow_burst(burst),
             new_sessions: Quota::per_minute(per_minute),
+            handshakes: Quota::per_minute(handshakes),
+            http_messages: Quota::per_second(http_per_second).allow_burst(http_burst),
             sockets_per_address: settings.number("SOCKETS_PER_ADDRESS", 1..=NUMBER_MAX.get()),
             rooms_per_socket: settings.number("ROOMS_PER_SOCKET", 1..=NUMBER_MAX.get() as usize),
         }
@@ -96,6 +105,8 @@ struct Address {
     /// the limit of a socket.
     held_until: Vec<Instant>,
     new_sessions: Limiter,
+    handshakes: Limiter,
+    http_messages: Limiter,
 }
 
 /// The place of one connection among those of its address.
@@ -127,18 +138,21 @@ impl Limits {
             return Ok(None);
         }
         let address = network(address);
-        let mut addresses = self.lock();
-        addresses.sweep(self.settings.new_sessions.burst_size());
-        let known = addresses.known.entry(address).or_insert_with(|| Address {
-            open: 0,
-            held_until: Vec::new(),
-            new_sessions: limiter(self.settings.new_sessions),
-        });
-        known.take(self.settings.sockets_per_address as usize)?;
+        self.lock().get(address, &self.settings).take(self.settings.sockets_per_address)?;
         let messages = limiter(self.settings.messages);
         // At the rate of messages: a socket that is refused all the time is cut off in the end.
         let refused = limiter(self.settings.messages.allow_burst(REFUSED_MAX));
         Ok(Some(Place { limits: Arc::clone(self), address, messages, refused }))
+    }
+
+    /// Takes a message over HTTP from this address.
+    pub fn http_message(&self, address: IpAddr) -> Result<(), ClientError> {
+        if !self.settings.rates {
+            return Ok(());
+        }
+        let mut addresses = self.lock();
+        let known = addresses.get(network(address), &self.settings);
+        take(&known.http_messages, "too many messages from this address")
     }
 
     /// Whether a socket that is in so many rooms may join one more.
@@ -153,11 +167,22 @@ impl Limits {
 }
 
 impl Addresses {
-    fn sweep(&mut self, new_sessions: NonZeroU32) {
+    fn get(&mut self, address: IpAddr, settings: &LimitSettings) -> &mut Address {
+        self.sweep(settings);
+        self.known.entry(address).or_insert_with(|| Address {
+            open: 0,
+            held_until: Vec::new(),
+            new_sessions: limiter(settings.new_sessions),
+            handshakes: limiter(settings.handshakes),
+            http_messages: limiter(settings.http_messages),
+        })
+    }
+
+    fn sweep(&mut self, settings: &LimitSettings) {
         if self.known.len() < self.swept_at.max(SWEPT_MIN) {
             return;
         }
-        self.known.retain(|_, address| !address.is_forgettable(new_sessions));
+        self.known.retain(|_, address| !address.is_forgettable(settings));
         if self.known.len() > REMEMBERED_MAX {
             self.known.retain(|_, address| address.open > 0);
         }
@@ -166,10 +191,12 @@ impl Addresses {
 }
 
 impl Address {
-    fn take(&mut self, most: usize) -> Result<(), ClientError> {
+    /// Takes a connection. One that finds no place is not counted as made: who waits for one spoils nothing.
+    fn take(&mut self, most: u32) -> Result<(), ClientError> {
         let now = Instant::now();
         self.held_until.retain(|end| *end > now);
-        if self.open + self.held_until.len() < most {
+        if self.open + self.held_until.len() < most as usize {
+            take(&self.handshakes, "too many new connections from this address")?;
             self.open += 1;
             return Ok(());
         }
@@ -178,11 +205,13 @@ impl Address {
         Err(ClientError::rate_limited("too many connections from this address", wait))
     }
 
-    fn is_forgettable(&self, new_sessions: NonZeroU32) -> bool {
+    fn is_forgettable(&mut self, settings: &LimitSettings) -> bool {
         let now = Instant::now();
         self.open == 0
             && self.held_until.iter().all(|end| *end <= now)
-            && until_full(&self.new_sessions, new_sessions).is_zero()
+            && did_nothing(&mut self.new_sessions, settings.new_sessions)
+            && did_nothing(&mut self.handshakes, settings.handshakes)
+            && did_nothing(&mut self.http_messages, settings.http_messages)
     }
 }
 
@@ -206,10 +235,7 @@ impl Place {
     pub fn new_session(&self) -> Result<(), ClientError> {
         let addresses = self.limits.lock();
         let Some(known) = addresses.known.get(&self.address) else { return Ok(()) };
-        known.new_sessions.check().map_err(|not_until| {
-            let wait = not_until.wait_time_from(MonotonicClock.now());
-            ClientError::rate_limited("too many new sessions from this address", wait)
-        })
+        take(&known.new_sessions, "too many new sessions from this address")
     }
 }
 
@@ -232,6 +258,13 @@ fn limiter(quota: Quota) -> Limiter {
     RateLimiter::direct_with_clock(quota, MonotonicClock)
 }
 
+fn take(limiter: &Limiter, too_many: &str) -> Result<(), ClientError> {
+    limiter.check().map_err(|not_until| {
+        let wait = not_until.wait_time_from(MonotonicClock.now());
+        ClientError::rate_limited(too_many, wait)
+    })
+}
+
 /// How long it takes until everything is allowed again that is allowed at once. If that is now, it is
 /// taken: the limiter is not used any more.
 fn until_full(limiter: &Limiter, burst: NonZeroU32) -> Duration {
@@ -239,6 +272,15 @@ fn until_full(limiter: &Limiter, burst: NonZeroU32) -> Duration {
         Ok(Err(not_until)) => not_until.wait_time_from(MonotonicClock.now()),
         Ok(Ok(())) | Err(_) => Duration::ZERO,
     }
+}
+
+/// Whether everything is allowed that is allowed at once; then it still is.
+fn did_nothing(used: &mut Limiter, quota: Quota) -> bool {
+    let nothing = until_full(used, quota.burst_size()).is_zero();
+    if nothing {
+        *used = limiter(quota);
+    }
+    nothing
 }
 
 /// Whose limits an address shares: an IPv6 client has a whole /64.
@@ -305,6 +347,30 @@ mod tests {
     }
 
     #[test]
+    fn connections_that_come_and_go_are_limited_and_those_that_found_no_place_are_not_counted() {
+        let limits = limits(&[("HANDSHAKES_PER_MINUTE", "3"), ("SOCKETS_PER_ADDRESS", "1")]);
+        let one = address("192.0.2.1");
+        let place = limits.admit(one).ok().unwrap();
+        assert!((0..10).all(|_| limits.admit(one).is_err()));
+        drop(place);
+        assert!((0..2).all(|_| limits.admit(one).is_ok()));
+        let wait = limits.admit(one).err().unwrap().retry_after_ms.unwrap();
+        assert!((19_000..=20_001).contains(&wait), "{wait}");
+        assert!(limits.admit(address("192.0.2.2")).is_ok());
+    }
+
+    #[test]
+    fn messages_over_http_are_limited_by_address() {
+        let limits = limits(&[("HTTP_MESSAGES_PER_SECOND", "2"), ("HTTP_MESSAGES_BURST", "3")]);
+        let one = address("192.0.2.1");
+        assert!((0..3).all(|_| limits.http_message(one).is_ok()));
+        let refusal = limits.http_message(one).unwrap_err();
+        assert_eq!(refusal.code, ErrorCode::RateLimited);
+        assert!((1..=501).contains(&refusal.retry_after_ms.unwrap()));
+        assert_eq!(limits.http_message(address("192.0.2.2")), Ok(()));
+    }
+
+    #[test]
     fn an_ipv6_client_is_its_network_and_an_ipv4_client_its_address() {
         assert_eq!(network(address("2001:db8:1:2:3::4")), address("2001:db8:1:2::"));
         assert_ne!(network(address("2001:db8:1:2::")), network(address("2001:db8:1:3::")));
@@ -314,7 +380,7 @@ mod tests {
 
     #[test]
     fn addresses_that_did_nothing_of_late_are_forgotten() {
-        let limits = limits(&[]);
+        let limits = limits(&[("HANDSHAKES_PER_MINUTE", "1000000")]);
         let stays = limits.admit(address("192.0.2.1")).ok().flatten();
         for n in 0..u32::try_from(4 * SWEPT_MIN).unwrap() {
             drop(limits.admit(IpAddr::V4((n + (11 << 24)).into())));
@@ -329,6 +395,8 @@ mod tests {
     fn without_rates_there_are_sizes() {
         let limits = limits(&[("LIMITS", "off"), ("ROOMS_PER_SOCKET", "1")]);
         assert!(limits.admit(address("192.0.2.1")).ok().unwrap().is_none());
+        let one = address("192.0.2.1");
+        assert!((0..10_000).all(|_| limits.http_message(one).is_ok()));
         assert_eq!(limits.room(0), Ok(()));
         assert_eq!(limits.room(1).unwrap_err().code, ErrorCode::TooLarge);
     }

@@ -15,6 +15,8 @@ const PER_SECOND = number("MESSAGES_PER_SECOND");
 const SESSIONS = number("NEW_SESSIONS_PER_MINUTE");
 const SOCKETS = number("SOCKETS_PER_ADDRESS");
 const ROOMS = number("ROOMS_PER_SOCKET");
+const HANDSHAKES = number("HANDSHAKES_PER_MINUTE");
+const POSTS = number("HTTP_MESSAGES_BURST");
 
 /** Refusals that a socket is told of at once before it is cut off, and some more. */
 const FLOOD = 10_000;
@@ -192,15 +194,68 @@ it("over HTTP another origin is a 403", async () => {
   assert.equal((await response.json()).code, "forbidden");
 });
 
-it("over HTTP a refusal is a 429 that says when to come back", async (t) => {
-  const address = newAddress();
-  for (let n = 0; n < SOCKETS; n++) await connect(t, from(address));
-  const response = await get("/socket.io/?EIO=4&transport=polling", { headers: { "X-Forwarded-For": address } });
+/** A 429 that says when to come back, in milliseconds. */
+async function assertRefused(response) {
   assert.equal(response.status, 429);
   assert.equal(response.headers.get("content-type"), "application/problem+json");
   const problem = await response.json();
   assert.deepEqual(Object.keys(problem), ["status", "title", "detail", "code", "retryAfterMs"]);
+  assert.equal(problem.code, "rate_limited");
   assert.equal(Number(response.headers.get("retry-after")), Math.ceil(problem.retryAfterMs / 1_000));
+  return problem.retryAfterMs;
+}
+
+const handshake = (address) =>
+  get("/socket.io/?EIO=4&transport=polling", { headers: { "X-Forwarded-For": address } });
+
+const refusals = async () => {
+  const metrics = await (await fetch(process.env.METRICS_URL)).text();
+  return Number(metrics.match(/^chat_gateway_refused_total\{code="rate_limited"\} (\d+)$/m)?.[1] ?? 0);
+};
+
+it("over HTTP a refusal is a 429 that says when to come back", async (t) => {
+  const address = newAddress();
+  for (let n = 0; n < SOCKETS; n++) await connect(t, from(address));
+  await assertRefused(await handshake(address));
+});
+
+it("sockets that come and go are limited by address, and its neighbours are not", async (t) => {
+  const address = newAddress();
+  const share = 60_000 / HANDSHAKES;
+  let connected = 0;
+  const isRefused = async () => {
+    const socket = client(t, { transports: ["websocket"], ...from(address), reconnection: false });
+    const ended = new Promise((resolve) => { socket.on("connect", () => resolve(true)); socket.on("connect_error", () => resolve(false)); });
+    const isIn = await ended;
+    socket.disconnect();
+    if (isIn) connected += 1;
+    if (isIn) return false;
+    const response = await handshake(address);
+    // For want of a place it is refused for longer: those who left may not be gone yet.
+    return response.status === 429 && await assertRefused(response) <= share + 1;
+  };
+  await eventually("a refusal for a minute's share", isRefused, 30_000);
+  assert.ok(connected >= HANDSHAKES, `${connected}`);
+  await connect(t, from(newAddress()));
+});
+
+it("messages over HTTP are limited by address, and time brings them back", async (t) => {
+  const { sessionId } = await enter(t, from(newAddress()));
+  const post = (address) => get(`/api/chats/${sessionId}/messages`, {
+    method: "POST",
+    headers: { "content-type": "application/json", "X-Forwarded-For": address },
+    body: JSON.stringify({ content: "an answer" }),
+  });
+  const address = newAddress();
+  const before = await refusals();
+  const answers = await Promise.all(Array.from({ length: 3 * POSTS }, () => post(address)));
+  const taken = answers.filter((response) => response.status === 202);
+  assert.ok(taken.length >= POSTS && taken.length < 3 * POSTS, `${taken.length}`);
+  const waits = await Promise.all(answers.filter((response) => response.status !== 202).map(assertRefused));
+  assert.ok(await refusals() >= before + waits.length);
+  assert.equal((await post(newAddress())).status, 202);
+  await pause(Math.max(...waits));
+  assert.equal((await post(address)).status, 202);
 });
 
 it("an address that opens and leaves sockets as fast as it can sends no more than its sockets may", async (t) => {

@@ -12,11 +12,14 @@ use tokio::net::TcpStream;
 const SOON: Duration = Duration::from_secs(10);
 /// A second, as the stacks below are told, and what a busy machine adds.
 const CUT_WITHIN: Duration = Duration::from_secs(5);
-const LIMITS: [(&str, &str); 5] = [
+const LIMITS: [(&str, &str); 8] = [
     ("MESSAGES_BURST", "20"),
     ("MESSAGES_PER_SECOND", "10"),
     ("NEW_SESSIONS_PER_MINUTE", "3"),
     ("SOCKETS_PER_ADDRESS", "5"),
+    ("HANDSHAKES_PER_MINUTE", "30"),
+    ("HTTP_MESSAGES_BURST", "6"),
+    ("HTTP_MESSAGES_PER_SECOND", "2"),
     ("ROOMS_PER_SOCKET", "4"),
 ];
 
@@ -34,7 +37,9 @@ async fn every_limit_answers_with_a_typed_error_and_disturbs_nobody() {
         ("CORS_ORIGINS", "https://admin.example, https://shop.example"),
     ])
     .await;
-    stack.node_test("limits.test.mjs", &LIMITS).await;
+    let metrics = stack.gateway(0).ops_url("/metrics");
+    let env: Vec<_> = LIMITS.into_iter().chain([("METRICS_URL", &*metrics)]).collect();
+    stack.node_test("limits.test.mjs", &env).await;
     assert!(!stack.gateway(0).logs().contains("TRUSTED_PROXIES"), "{}", stack.gateway(0).logs());
 }
 

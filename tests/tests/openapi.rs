@@ -167,6 +167,16 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     let other = of(ERASE.1, other.as_str().unwrap());
     ask.expect(ERASE, ask.request("DELETE", &other).bearer_auth(&admin), 202).await;
 
+    let limited = Stack::builder()
+        .gateway_env("LIMITS", "on")
+        .gateway_env("HTTP_MESSAGES_PER_SECOND", "1")
+        .gateway_env("HTTP_MESSAGES_BURST", "1");
+    let limited = limited.start().await;
+    let hasty = limited.url(&of(MESSAGES.1, "unknown"));
+    let hasty = || limited.http().post(&hasty).json(&json!({ "content": "Hi!" }));
+    hasty().send().await.unwrap();
+    ask.expect(MESSAGES, hasty(), 429).await;
+
     stack.wires(Link::GatewayPostgres).for_each(tests::Wire::cut);
     ask.expect(EXPORT, ask.request("GET", &exported).bearer_auth(&admin), 503).await;
     ask.expect(("GET", "/ready"), ask.request("GET", "/ready"), 503).await;
