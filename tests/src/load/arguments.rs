@@ -28,6 +28,12 @@ pub struct Arguments {
     /// Persisters of our stack.
     #[arg(long, global = true, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub(super) persisters: u16,
+    /// Three nats-servers in place of one, and three copies of the log.
+    #[arg(long, global = true)]
+    pub(super) nats_cluster: bool,
+    /// When nats-server writes the log to the disk: `always`, or a time.
+    #[arg(long, global = true, value_name = "INTERVAL", default_value = "2m")]
+    pub(super) sync_interval: String,
     /// A variable for our gateways and persisters, as NAME=VALUE.
     #[arg(long, global = true, value_name = "NAME=VALUE")]
     pub(super) env: Vec<Variable>,

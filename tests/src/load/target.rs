@@ -65,14 +65,19 @@ impl Target {
 }
 
 /// As it would be in production: Postgres writes every commit to the disk, the log is written to the
-/// disk every two minutes.
+/// disk every two minutes unless said otherwise.
 pub(super) fn builder(arguments: &Arguments, programs: Option<&Path>) -> Builder {
     let builder = Stack::builder()
         .gateways(arguments.gateways.into())
         .persisters(arguments.persisters.into())
         .durable()
-        .nats_sync_interval("2m")
+        .nats_sync_interval(&arguments.sync_interval)
         .env("LOG_MAX_BYTES", LOG_MAX_BYTES);
+    let builder = if arguments.nats_cluster {
+        builder.nats_cluster().env("LOG_REPLICAS", "3")
+    } else {
+        builder
+    };
     let builder = arguments
         .env
         .iter()
@@ -92,7 +97,7 @@ pub(super) fn servers(stack: &Stack) -> Servers {
     let servers = [
         ("gateway", services(stack.gateways())),
         ("persister", services(stack.persisters())),
-        ("NATS", stack.nats().id().into_iter().collect()),
+        ("NATS", stack.nats_servers().filter_map(crate::Nats::id).collect()),
         ("Postgres", stack.postgres().id().into_iter().collect()),
     ];
     let server = |(name, ids): (&str, Vec<u32>)| Server { name: name.to_owned(), ids };
