@@ -87,7 +87,9 @@ async fn started(shell: &Shell) -> Vec<Arc<Member>> {
     let home = shell.home().to_path_buf();
     let members = apart(move || {
         let members: Vec<_> = Member::three(&home).into_iter().map(Arc::new).collect();
-        members.iter().for_each(|member| member.start());
+        for member in &members {
+            member.start();
+        }
         members
     });
     let members = members.await;
