@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use futures_util::future::{Either, select};
 use moka::sync::Cache;
 use shared::ids::SessionId;
@@ -157,11 +157,7 @@ impl KnownSessions {
             Err(error) if error.kind() != DirectGetErrorKind::NotFound => None,
             Err(_) if copies == 1 => Some(None),
             // Any server of a cluster answers, and not each has it already; the one that leads does.
-            Err(_) => match self.log.get_last_raw_message_by_subject(&subject).await {
-                Ok(last) => Some(Some(last)),
-                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Some(None),
-                Err(_) => None,
-            },
+            Err(_) => shared::log::last_record(&self.log, &subject).await.ok(),
         }
     }
 }

@@ -4,7 +4,8 @@
 //! older backup reads it there. What stood before it goes, and so does what gateways put behind it that had
 //! not heard of it yet.
 
-use async_nats::jetstream::stream::{RawMessageError, RawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::Stream;
+use shared::log::{first_record, record};
 use shared::subjects;
 
 use crate::store::Uncleared;
@@ -21,9 +22,7 @@ pub async fn clear(log: &Stream, erased: &Uncleared) -> anyhow::Result<u64> {
     let mut from = below + 1;
     // In this order: the last record names the subject, should this have to begin again.
     while from <= erased.last_sequence {
-        // The stream's leader is asked: a replica may be behind.
-        let next = found(log.get_first_raw_message_by_subject(&subject, from).await)?;
-        let next = next.map(|(sequence, _)| sequence);
+        let next = first_record(log, &subject, from).await?.map(|next| next.sequence);
         let Some(next) = next.filter(|next| *next <= erased.last_sequence) else { break };
         log.delete_message(next).await?;
         removed += 1;
@@ -34,20 +33,10 @@ pub async fn clear(log: &Stream, erased: &Uncleared) -> anyhow::Result<u64> {
 
 /// The subject of the session's records; `None` if the last of them is gone, and so all are.
 async fn subject(log: &Stream, erased: &Uncleared) -> anyhow::Result<Option<String>> {
-    let last = found(log.get_raw_message(erased.last_sequence).await)?;
-    let subject = last.map(|(_, subject)| subject);
+    let last = record(log, erased.last_sequence).await?;
+    let subject = last.map(|last| last.subject.to_string());
     // In a log that was wiped the number may be another record's.
     Ok(subject.filter(|subject| {
         subjects::parse(subject).is_some_and(|(_, session)| session.digest() == erased.digest)
     }))
-}
-
-fn found(
-    answer: Result<async_nats::jetstream::message::StreamMessage, RawMessageError>,
-) -> Result<Option<(u64, String)>, RawMessageError> {
-    match answer {
-        Ok(record) => Ok(Some((record.sequence, record.subject.to_string()))),
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::Context;
 use async_nats::Client;
 use async_nats::jetstream::stream::Stream;
 use shared::lifecycle::{Stop, pause};
@@ -11,7 +10,6 @@ use shared::partition::Partition;
 use shared::subjects;
 use shared::timestamp::seconds_since;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::metrics::METRICS;
 use crate::ownership::Owned;
@@ -81,22 +79,24 @@ impl LagWatch {
         Ok(())
     }
 
-    /// Asks for the first record after `stored`; the answer also counts those behind it.
+    /// Asks for the first record after `stored`, and how many there are from it on.
     async fn pending(&self, partition: Partition, stored: u64) -> anyhow::Result<Option<Pending>> {
-        let wanted = serde_json::json!({
-            "seq": stored + 1, "next_by_subj": subjects::requests_of(partition), "batch": 1,
-        });
+        let subject = subjects::requests_of(partition);
+        let Some(first) = shared::log::first_record(&self.log, &subject, stored + 1).await? else {
+            return Ok(None);
+        };
+        let behind = self.count_behind(&subject, first.sequence).await?;
+        Ok(Some(Pending { recorded_at: first.time, records: behind + 1 }))
+    }
+
+    /// How many records of a subject stand behind this one. Any server of a cluster counts: one that is late
+    /// counts a few less, and whether anything is pending it is not asked.
+    async fn count_behind(&self, subject: &str, sequence: u64) -> anyhow::Result<u64> {
+        let wanted = serde_json::json!({ "seq": sequence, "next_by_subj": subject, "batch": 1 });
         let wanted = serde_json::to_vec(&wanted)?.into();
         let answer = self.client.request(subjects::DIRECT_GET, wanted).await?;
-        if answer.status.is_some() {
-            // Nothing is there.
-            return Ok(None);
-        }
-        let headers = answer.headers.context("a record of the log without headers")?;
-        let header = |name| headers.get(name).map(async_nats::HeaderValue::as_str).context(name);
-        Ok(Some(Pending {
-            recorded_at: OffsetDateTime::parse(header("Nats-Time-Stamp")?, &Rfc3339)?,
-            records: header("Nats-Num-Pending")?.parse::<u64>()? + 1,
-        }))
+        let count = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Num-Pending"));
+        // Without a record the answer is a status and has none.
+        Ok(count.map_or(Ok(0), |count| count.as_str().parse())?)
     }
 }

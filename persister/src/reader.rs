@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use async_nats::jetstream::consumer::{DeliverPolicy, push};
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::Stream;
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
 use shared::partition::{Partition, PartitionCount};
 use shared::subjects;
@@ -127,12 +127,9 @@ async fn start(
     Ok(pending.into_iter().flatten().min().unwrap_or(after_all).max(1))
 }
 
-/// Sequence of a partition's last record; 0 if it holds none. The server that leads the log is asked: in
-/// a cluster another one may not have it yet, and what looked as if it were not there would be skipped.
+/// Sequence of a partition's last record; 0 if it holds none. What looked as if it were not there would be
+/// skipped.
 pub async fn last_sequence(log: &Stream, partition: Partition) -> Result<u64, async_nats::Error> {
-    match log.get_last_raw_message_by_subject(&subjects::requests_of(partition)).await {
-        Ok(message) => Ok(message.sequence),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
-        Err(error) => Err(error.into()),
-    }
+    let last = shared::log::last_record(log, &subjects::requests_of(partition)).await?;
+    Ok(last.map_or(0, |last| last.sequence))
 }

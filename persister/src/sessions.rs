@@ -11,7 +11,7 @@ use anyhow::Context;
 use async_nats::Client;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, context};
 use clap::Subcommand;
 use shared::announcement;
@@ -241,15 +241,12 @@ impl Eraser {
         let session = SessionId::standing_for(session_id);
         let partition = self.partitions.partition_of(session);
         let subject = subjects::request(partition, session);
-        match self.log.direct_get_last_for_subject(subject).await {
-            Ok(record) => Ok(Some(LastRecord {
-                sequence: record.sequence,
-                time: record.time,
-                erases: matches!(Request::decode(&record.payload), Ok(Request::Erase(_))),
-            })),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let last = shared::log::last_record(&self.log, &subject).await?;
+        Ok(last.map(|record| LastRecord {
+            sequence: record.sequence,
+            time: record.time,
+            erases: matches!(Request::decode(&record.payload), Ok(Request::Erase(_))),
+        }))
     }
 }
 

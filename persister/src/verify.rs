@@ -4,7 +4,7 @@
 //! a second time; an older copy of the stream may have been put back. Each shows at the record that
 //! the offset names: it is gone though it was not trimmed, or it is another one.
 
-use async_nats::jetstream::stream::{RawMessageErrorKind, State, Stream};
+use async_nats::jetstream::stream::{State, Stream};
 use time::OffsetDateTime;
 
 use crate::store::Offset;
@@ -52,7 +52,7 @@ pub fn stream_state(log: &Stream) -> StreamState {
     StreamState { created: info.created, state: info.state.clone() }
 }
 
-/// Looks at the record that the offset names. The stream's leader is asked: a replica may be behind.
+/// Looks at the record that the offset names.
 pub async fn verify(
     log: &Stream,
     stream: &StreamState,
@@ -61,11 +61,9 @@ pub async fn verify(
     if offset.stored.sequence == 0 {
         return Ok(judge(stream, offset, None));
     }
-    let found = match log.get_raw_message(offset.stored.sequence).await {
-        Ok(message) => Some(Found { subject: message.subject.to_string(), time: message.time }),
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => None,
-        Err(error) => return Err(error.into()),
-    };
+    let found = shared::log::record(log, offset.stored.sequence).await?;
+    let found =
+        found.map(|record| Found { subject: record.subject.to_string(), time: record.time });
     Ok(judge(stream, offset, found.as_ref()))
 }
 

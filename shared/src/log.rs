@@ -3,7 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, Info, LastRawMessageError, LastRawMessageErrorKind, RawMessageError,
+    RawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+};
 use async_nats::jetstream::{self, ErrorCode, context::GetStreamErrorKind};
 
 use crate::lifecycle::{Backoff, Stop, pause};
@@ -76,7 +80,7 @@ pub enum LogError {
 pub async fn open(
     jetstream: &jetstream::Context,
     settings: LogSettings,
-) -> Result<jetstream::stream::Stream, LogError> {
+) -> Result<Stream, LogError> {
     let wanted = config(settings);
     let mut stream = match jetstream.get_stream(STREAM).await {
         Ok(stream) => stream,
@@ -92,10 +96,7 @@ pub async fn open(
     Ok(stream)
 }
 
-async fn create(
-    jetstream: &jetstream::Context,
-    config: Config,
-) -> Result<jetstream::stream::Stream, LogError> {
+async fn create(jetstream: &jetstream::Context, config: Config) -> Result<Stream, LogError> {
     jetstream.create_stream(config).await.map_err(|error| LogError::Nats(error.into()))
 }
 
@@ -178,9 +179,7 @@ impl LogSettings {
 }
 
 /// The stream as it is, and its partitions: for commands, which know no settings and change nothing.
-pub async fn find(
-    jetstream: &jetstream::Context,
-) -> Result<(jetstream::stream::Stream, PartitionCount), LogError> {
+pub async fn find(jetstream: &jetstream::Context) -> Result<(Stream, PartitionCount), LogError> {
     let stream = jetstream.get_stream(STREAM).await;
     let stream = stream.map_err(|error| LogError::Nats(error.into()))?;
     let partitions = stream.cached_info().config.metadata.get(PARTITIONS);
@@ -193,12 +192,51 @@ pub async fn find(
     Ok((stream, partitions))
 }
 
+/// The last record of a subject, which may have wildcards; `None` if there is none. The server that leads the
+/// log is asked: in a cluster a direct get may be answered by another one, which may not have it yet.
+pub async fn last_record(
+    log: &Stream,
+    subject: &str,
+) -> Result<Option<StreamMessage>, LastRawMessageError> {
+    match log.get_last_raw_message_by_subject(subject).await {
+        Ok(record) => Ok(Some(record)),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The first record of a subject from a sequence on; `None` if there is none. As [`last_record`] it asks the
+/// server that leads the log.
+pub async fn first_record(
+    log: &Stream,
+    subject: &str,
+    from: u64,
+) -> Result<Option<StreamMessage>, RawMessageError> {
+    found(log.get_first_raw_message_by_subject(subject, from).await)
+}
+
+/// The record with this sequence; `None` if it is gone. As [`last_record`] it asks the server that leads the
+/// log.
+pub async fn record(log: &Stream, sequence: u64) -> Result<Option<StreamMessage>, RawMessageError> {
+    found(log.get_raw_message(sequence).await)
+}
+
+fn found(
+    answer: Result<StreamMessage, RawMessageError>,
+) -> Result<Option<StreamMessage>, RawMessageError> {
+    match answer {
+        Ok(record) => Ok(Some(record)),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Opens the log as soon as NATS answers. `None` if the stop came first.
 pub async fn open_until_done(
     jetstream: &jetstream::Context,
     settings: LogSettings,
     stop: &Stop,
-) -> Result<Option<jetstream::stream::Stream>, LogError> {
+) -> Result<Option<Stream>, LogError> {
     let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
     loop {
         match open(jetstream, settings).await {
