@@ -2,7 +2,8 @@
 //!
 //! Without a limit they answer everything, as the seed does, but page by page: the memory does not
 //! grow with the answer, and no connection to Postgres is held between pages. A failure midway
-//! aborts the HTTP connection; it never closes the array, which would look complete.
+//! aborts the HTTP connection; it never closes the array, which would look complete. An export is all that
+//! was stored when it began: if it is erased meanwhile, that counts as a failure too.
 
 use std::io;
 use std::ops::Range;
@@ -16,12 +17,14 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Serialize;
+use shared::ids::SessionId;
 use shared::message::SessionHead;
 use shared::timestamp::Timestamp;
 
 use crate::Gateway;
 use crate::error::ClientError;
 use crate::history::{Cursor, History, StoredMessage, StoredSession};
+use crate::known::Known;
 use crate::paging::{self, Parameters};
 use crate::problem::Problem;
 
@@ -84,6 +87,26 @@ pub async fn messages(
     OneChat::new(&gateway.history, session, start..end).answer().await
 }
 
+/// What ends an answer before its end.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    /// Postgres does not answer.
+    #[error(transparent)]
+    Postgres(#[from] sqlx::Error),
+    /// Something that was there when an export began is not there any more.
+    #[error("the session was erased meanwhile")]
+    Erased,
+}
+
+impl From<Broken> for Problem {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Postgres(error) => error.into(),
+            Broken::Erased => ClientError::session_not_found().into(),
+        }
+    }
+}
+
 /// A session with its messages: what is stored of a person.
 pub async fn export(
     State(gateway): State<Arc<Gateway>>,
@@ -91,12 +114,19 @@ pub async fn export(
     uri: Uri,
 ) -> Result<Response, Problem> {
     let session_id = session_of(path, &uri)?;
-    let stored = gateway.history.session(&session_id).await?;
-    let stored = stored.ok_or_else(ClientError::session_not_found)?;
-    let mut chat = OneChat::new(&gateway.history, session_id, 0..i64::MAX);
+    // An erasure takes more than one statement where much was said: what is left in between is no export.
+    if let Ok(session) = SessionId::parse(&session_id)
+        && gateway.known.check(session).await == Known::No
+    {
+        return Err(ClientError::session_not_found().into());
+    }
+    let extent = gateway.history.extent(&session_id).await?;
+    let extent = extent.ok_or_else(ClientError::session_not_found)?;
+    let mut chat = OneChat::new(&gateway.history, session_id, 0..extent.last + 1);
     chat.opening.clear();
-    begin_session(&mut chat.opening, &stored);
+    begin_session(&mut chat.opening, &extent.session);
     chat.closing = SESSION_END;
+    chat.missing = Some(extent.count);
     chat.answer().await
 }
 
@@ -188,7 +218,7 @@ fn streamed<S, F, Next>(first: Chunk, state: S, next: F) -> Body
 where
     S: Send + 'static,
     F: Fn(S) -> Next + Send + 'static,
-    Next: Future<Output = Result<(Chunk, S), sqlx::Error>> + Send + 'static,
+    Next: Future<Output = Result<(Chunk, S), Broken>> + Send + 'static,
 {
     match first {
         Chunk::Last(bytes) => Body::from(bytes),
@@ -225,6 +255,8 @@ struct OneChat {
     /// The `seq` before which the last page ends.
     end: i64,
     first: bool,
+    /// Messages that the answer must still have, where that is known.
+    missing: Option<i64>,
 }
 
 impl OneChat {
@@ -238,6 +270,7 @@ impl OneChat {
             start: seqs.start,
             end: seqs.end,
             first: true,
+            missing: None,
         }
     }
 
@@ -251,9 +284,11 @@ impl OneChat {
         Ok(([(header::CONTENT_TYPE, JSON)], body).into_response())
     }
 
-    async fn next_chunk(&mut self) -> Result<Chunk, sqlx::Error> {
+    async fn next_chunk(&mut self) -> Result<Chunk, Broken> {
         let mut json = std::mem::take(&mut self.opening);
         let page = self.page().await?;
+        let read = i64::try_from(page.len()).unwrap_or(i64::MAX);
+        self.missing = self.missing.map(|missing| missing - read);
         for message in &page {
             separate(&mut json, &mut self.first);
             write(&mut json, &message.to_message());
@@ -263,6 +298,7 @@ impl OneChat {
                 self.start = last.seq + 1;
                 Ok(Chunk::More(json))
             }
+            _ if self.missing.is_some_and(|missing| missing > 0) => Err(Broken::Erased),
             _ => {
                 json.extend_from_slice(self.closing);
                 Ok(Chunk::Last(json))

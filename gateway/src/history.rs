@@ -42,6 +42,16 @@ const SESSION_EXISTS: &str = r#"
 const SESSION: &str = r#"
     SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession" WHERE "sessionId" = $1"#;
 
+/// A session and the extent of what is said in it, at one moment.
+const EXTENT: &str = r#"
+    SELECT s."id", s."sessionId", s."ip", s."userAgent", s."createdAt", said."count", said."last"
+    FROM "ChatSession" s
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS "count", coalesce(max(m."seq"), -1) AS "last"
+        FROM "Message" m WHERE m."chatSessionId" = s."id"
+    ) said
+    WHERE s."sessionId" = $1"#;
+
 /// A page of a session's messages, oldest first: the first of those asked for.
 const MESSAGES: &str = r#"
     SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
@@ -296,6 +306,18 @@ impl StoredSession {
     }
 }
 
+/// A session, and what is said in it at one moment.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Extent {
+    /// The session.
+    #[sqlx(flatten)]
+    pub session: StoredSession,
+    /// Messages.
+    pub count: i64,
+    /// `seq` of the last of them; -1 without any.
+    pub last: i64,
+}
+
 /// Rows, and how far their partition was stored when they were read.
 #[derive(Debug)]
 pub struct Snapshot<T> {
@@ -442,6 +464,15 @@ impl History {
             return Ok(None);
         }
         let query = sqlx::query_as(SESSION).bind(session.to_owned());
+        answered(query.fetch_optional(&self.pool)).await
+    }
+
+    /// The same, and what is said in it now.
+    pub async fn extent(&self, session: &str) -> sqlx::Result<Option<Extent>> {
+        if session.contains('\0') {
+            return Ok(None);
+        }
+        let query = sqlx::query_as(EXTENT).bind(session.to_owned());
         answered(query.fetch_optional(&self.pool)).await
     }
 

@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::store::{SessionAge, Store};
+use crate::store::{Extent, SessionAge, Store};
 
 /// Sessions looked at together. Messages of others wait behind their erasure: a tenth of a second
 /// where each has a hundred messages.
@@ -67,28 +67,29 @@ fn parse_span(text: &str) -> Result<Duration, &'static str> {
 /// Does it.
 pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
     let store = Store::connect(&config.database, Uuid::nil());
+    let sessions = Sessions::connect(store, &config.nats).await?;
     match command {
-        Command::Erase { session_id } => {
-            Eraser::connect(store, &config.nats).await?.erase(&session_id).await
-        }
-        Command::Export { session_id } => export(&store, &session_id).await,
+        Command::Erase { session_id } => sessions.erase(&session_id).await,
+        Command::Export { session_id } => sessions.export(&session_id).await,
         Command::Prune { older_than } => {
             let before = OffsetDateTime::now_utc().checked_sub(older_than.try_into()?);
             let before = before.context("--older-than: longer ago than any time")?;
-            Eraser::connect(store, &config.nats).await?.prune(before).await
+            sessions.prune(before).await
         }
     }
 }
 
-async fn export(store: &Store, session_id: &str) -> anyhow::Result<()> {
-    let session = store.session(session_id).await?.with_context(|| unknown(session_id))?;
+/// Prints what is stored of a session now. If some of it is erased before it is read, that is an error, and
+/// what was printed is no JSON.
+async fn print(store: &Store, Extent { session, count, last }: &Extent) -> anyhow::Result<()> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     let head = serde_json::to_string(&session.to_head())?;
     // The head is an object: its brace gives way to the messages.
     write!(out, r#"{},"messages":["#, head.trim_end_matches('}'))?;
-    let mut after = None;
+    let (mut after, mut missing) = (None, *count);
     loop {
-        let messages = store.messages_after(&session.id, after, MESSAGES_PAGE).await?;
+        let messages = store.messages_between(&session.id, after, *last, MESSAGES_PAGE).await?;
+        missing -= i64::try_from(messages.len())?;
         for message in &messages {
             out.write_all(if after.is_some() { b"," } else { b"" })?;
             serde_json::to_writer(&mut out, &message.to_message())?;
@@ -98,6 +99,8 @@ async fn export(store: &Store, session_id: &str) -> anyhow::Result<()> {
             break;
         }
     }
+    out.flush()?;
+    anyhow::ensure!(missing <= 0, "it was erased meanwhile: what was printed is not all of it");
     writeln!(out, "]}}")?;
     Ok(out.flush()?)
 }
@@ -106,8 +109,8 @@ fn unknown(session_id: &str) -> String {
     format!("there is no session {session_id}")
 }
 
-/// Puts erasures into the log and waits until they are done.
-struct Eraser {
+/// Sessions as Postgres and the log have them.
+struct Sessions {
     store: Store,
     client: Client,
     jetstream: context::Context,
@@ -118,12 +121,21 @@ struct Eraser {
 /// Where the last of some records stands in each partition.
 type Asked = BTreeMap<Partition, u64>;
 
-impl Eraser {
+impl Sessions {
     async fn connect(store: Store, nats: &NatsUrl) -> anyhow::Result<Self> {
         let client = nats.connect_once().await.context("NATS cannot be reached (NATS_URL)")?;
         let jetstream = jetstream::new(client.clone());
         let (log, partitions) = shared::log::find(&jetstream).await?;
         Ok(Self { store, client, jetstream, log, partitions })
+    }
+
+    async fn export(&self, session_id: &str) -> anyhow::Result<()> {
+        let last = self.last_record(session_id).await?;
+        let extent = self.store.extent(session_id).await?;
+        // An erasure takes more than one statement where much was said: what is left in between is no export.
+        let is_ending = last.is_some_and(|last| last.erases);
+        let extent = extent.filter(|_| !is_ending).with_context(|| unknown(session_id))?;
+        print(&self.store, &extent).await
     }
 
     async fn erase(&self, session_id: &str) -> anyhow::Result<()> {

@@ -339,13 +339,20 @@ const KNOWS_SESSION: &str = r#"
 
 const COUNT_SESSIONS: &str = r#"SELECT count(*) FROM "ChatSession" WHERE "sessionId" = ANY ($1)"#;
 
-const SESSION: &str = r#"
-    SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession" WHERE "sessionId" = $1"#;
+/// A session and the extent of what is said in it, at one moment.
+const EXTENT: &str = r#"
+    SELECT s."id", s."sessionId", s."ip", s."userAgent", s."createdAt", said."count", said."last"
+    FROM "ChatSession" s
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS "count", coalesce(max(m."seq"), -1) AS "last"
+        FROM "Message" m WHERE m."chatSessionId" = s."id"
+    ) said
+    WHERE s."sessionId" = $1"#;
 
 /// A page of a session's messages, oldest first.
-const MESSAGES_AFTER: &str = r#"
+const MESSAGES_BETWEEN: &str = r#"
     SELECT "id", "sender", "content", "createdAt", "isAI", "chatSessionId", "seq" FROM "Message"
-    WHERE "chatSessionId" = $1 AND "seq" > coalesce($2, -1) ORDER BY "seq" LIMIT $3"#;
+    WHERE "chatSessionId" = $1 AND "seq" > coalesce($2, -1) AND "seq" <= $3 ORDER BY "seq" LIMIT $4"#;
 
 /// A page of the sessions older than a time, oldest first, and whether nothing was said since then.
 const SESSION_AGES: &str = r#"
@@ -435,6 +442,18 @@ impl StoredSession {
             created_at: Timestamp::from_column(self.created_at),
         }
     }
+}
+
+/// A session, and what is said in it at one moment.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Extent {
+    /// The session.
+    #[sqlx(flatten)]
+    pub session: StoredSession,
+    /// Messages.
+    pub count: i64,
+    /// `seq` of the last of them; -1 without any.
+    pub last: i64,
 }
 
 /// A message as it is stored.
@@ -686,21 +705,26 @@ impl Store {
         answered(query.fetch_one(&self.pool)).await
     }
 
-    /// A session, if it is stored.
-    pub async fn session(&self, session_id: &str) -> sqlx::Result<Option<StoredSession>> {
-        let query = sqlx::query_as(SESSION).bind(session_id.to_owned());
+    /// A session and what is said in it now, if it is stored.
+    pub async fn extent(&self, session_id: &str) -> sqlx::Result<Option<Extent>> {
+        let query = sqlx::query_as(EXTENT).bind(session_id.to_owned());
         answered(query.fetch_optional(&self.pool)).await
     }
 
-    /// At most `limit` messages of the session with this key behind a `seq`, oldest first.
-    pub async fn messages_after(
+    /// At most `limit` messages of the session with this key behind a `seq` and up to another one, oldest
+    /// first.
+    pub async fn messages_between(
         &self,
         id: &str,
-        seq: Option<i64>,
+        after: Option<i64>,
+        last: i64,
         limit: u16,
     ) -> sqlx::Result<Vec<StoredMessage>> {
-        let query =
-            sqlx::query_as(MESSAGES_AFTER).bind(id.to_owned()).bind(seq).bind(i64::from(limit));
+        let query = sqlx::query_as(MESSAGES_BETWEEN)
+            .bind(id.to_owned())
+            .bind(after)
+            .bind(last)
+            .bind(i64::from(limit));
         answered(query.fetch_all(&self.pool)).await
     }
 

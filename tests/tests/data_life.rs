@@ -10,7 +10,7 @@ use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Backups, Client, Conversation, Link, Puppet, Stack, eventually};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -516,6 +516,55 @@ async fn an_export_is_the_session_with_its_whole_history() {
     is_nowhere(&stack, &[legacy_id, "legacy 1", "192.0.2.7"]).await;
     assert_eq!(delete(&stack, "visitor%207%2F%C3%BC").await.0, 404);
     is_stored(&stack, &short, &["\"quoted\" } ü"]).await;
+}
+
+/// More than what is under way between the two ends at a time, and more messages than one statement deletes.
+async fn long_session(stack: &Stack) -> String {
+    let session = uuids(1).remove(0);
+    let pool = stack.pool();
+    legacy(&pool, std::slice::from_ref(&session), 6_000, "1 day").await;
+    let padded = r#"UPDATE "Message" SET "content" = "content" || repeat('.', 7900)"#;
+    sqlx::query(padded).execute(&pool).await.unwrap();
+    session
+}
+
+#[tokio::test]
+async fn an_export_of_a_session_that_is_erased_meanwhile_does_not_look_complete() {
+    let stack = Stack::start().await;
+    let session = long_session(&stack).await;
+    let export = format!("/api/chats/{session}/export");
+    let mut answer = stack.http().get(stack.url(&export)).send().await.unwrap();
+    let begun = answer.chunk().await.unwrap().unwrap();
+    assert!(begun.starts_with(br#"{"id":"#));
+    let mut printing = command(&stack, &["export", &session]).await;
+    let mut printing = printing.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut printed = vec![0; 1_000];
+    printing.stdout.as_mut().unwrap().read_exact(&mut printed).await.unwrap();
+
+    erase(&stack, &session).await;
+    is_nowhere(&stack, &[&session, "legacy 1"]).await;
+    let rest = async {
+        while answer.chunk().await?.is_some() {}
+        Ok::<_, reqwest::Error>(())
+    };
+    tokio::time::timeout(SOON, rest).await.unwrap().unwrap_err();
+    let output = printing.wait_with_output();
+    let output = tokio::time::timeout(ENDS_WITHIN, output).await.unwrap().unwrap();
+    assert!(!output.status.success());
+    printed.extend(output.stdout);
+    assert!(serde_json::from_slice::<Value>(&printed).is_err());
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        told.ends_with("it was erased meanwhile: what was printed is not all of it\n"),
+        "{told}"
+    );
+
+    // What waits to be erased is not exported any more.
+    let session = long_session(&stack).await;
+    stack.persister(0).kill();
+    erase(&stack, &session).await;
+    assert_eq!(get(&stack, 0, &format!("/api/chats/{session}/export")).await.0, 404);
+    assert!(!run(&stack, &["export", &session]).await.status.success());
 }
 
 #[tokio::test]
