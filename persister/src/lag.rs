@@ -59,6 +59,9 @@ impl LagWatch {
         if let Ok(count) = self.store.dead_letter_count().await {
             METRICS.dead_letters.set(count);
         }
+        if let Ok(count) = self.store.uncleared_count().await {
+            METRICS.erased_in_log.set(count);
+        }
         let owned: BTreeSet<_> = self.owned.borrow().iter().copied().collect();
         for given_up in self.told.difference(&owned) {
             METRICS.forget_lag(*given_up);

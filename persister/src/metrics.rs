@@ -60,6 +60,8 @@ pub struct Metrics {
     pub log_records_trimmed: Counter,
     /// Records removed because their session was erased.
     pub log_records_cleared: Counter,
+    /// Erased sessions of which the log may still hold something.
+    pub erased_in_log: Gauge,
     /// Partitions whose log was another one.
     pub log_replaced: Counter,
     /// Stretches that were gone before they were stored.
@@ -117,6 +119,10 @@ impl Metrics {
                 .add("log_records_trimmed", "Stored records that were removed from the log"),
             log_records_cleared: all
                 .add("log_records_cleared", "Records of erased sessions that were removed from the log"),
+            erased_in_log: all.add(
+                "erased_in_log",
+                "Erased sessions of which the log may still hold more than the record that erased them",
+            ),
             log_replaced: all.add(
                 "log_replaced",
                 "Partitions whose log turned out to be another one: wiped, or without its tail",

@@ -322,6 +322,9 @@ const UNCLEARED: &str = r#"
     WHERE e."clearedSequence" < e."lastSequence"
     ORDER BY e."lastSequence" LIMIT $1"#;
 
+const UNCLEARED_COUNT: &str = r#"
+    SELECT count(*) FROM "ErasedSession" WHERE "clearedSequence" < "lastSequence" "#;
+
 /// Takes note that the log holds nothing more of an erased session, unless a record came meanwhile.
 const CLEARED: &str = r#"
     UPDATE "ErasedSession" SET "clearedSequence" = "lastSequence"
@@ -682,6 +685,11 @@ impl Store {
             })
         };
         Ok(rows.into_iter().filter_map(uncleared).collect())
+    }
+
+    /// Erased sessions of which the log may still hold something.
+    pub async fn uncleared_count(&self) -> sqlx::Result<i64> {
+        answered(sqlx::query_scalar(UNCLEARED_COUNT).fetch_one(&self.pool)).await
     }
 
     /// The log holds nothing more of an erased session.

@@ -9,7 +9,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{Client, Puppet, Service, Stack, eventually};
+use shared::ids::SessionId;
+use shared::partition::PartitionCount;
+use tests::{Client, Link, Puppet, Service, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 /// A persister looks at its lag every 5 s.
@@ -115,6 +117,159 @@ async fn while_postgres_is_away_the_lag_is_seen_in_records_and_seconds() {
     eventually(LOOKED_WITHIN, "nothing behind", async || lag().await < 0.1).await;
 }
 
+/// Waits until each of these is at least so much.
+async fn reach(service: &Service, wanted: &[(&str, f64)]) {
+    for (name, least) in wanted {
+        eventually(LOOKED_WITHIN, &format!("{name} is at least {least}"), async || {
+            sum(service, name).await > least - 0.1
+        })
+        .await;
+    }
+}
+
+/// Puts a record into the log past all gateways.
+async fn put(stack: &Stack, session: &str, record: &str) {
+    let partition = PartitionCount::DEFAULT.partition_of(SessionId::parse(session).expect("an id"));
+    let jetstream = async_nats::jetstream::new(stack.nats_client().await);
+    let subject = format!("chat.requests.{partition}.{session}");
+    let ack = jetstream.publish(subject, record.to_owned().into()).await.expect("sent");
+    ack.await.expect("taken");
+}
+
+fn record(id: char) -> String {
+    let id = format!("c{}", id.to_string().repeat(24));
+    json!({ "message": { "id": id, "sender": "user", "content": "past the gateway" } }).to_string()
+}
+
+#[tokio::test]
+async fn what_comes_of_records_is_counted_by_what_it_is() {
+    let stack = Stack::builder().own_postgres().persister_env("LOG_KEEP", "0s").start().await;
+    let (gateway, persister) = (stack.gateway(0), stack.persister(0));
+    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = enter(&client).await;
+    say(&client, &session, "hello").await;
+    reach(persister, &[("chat_persister_messages_stored_total", 1.0)]).await;
+    for metric in ["duplicates_total", "dead_letters_added_total", "sessions_erased_total"] {
+        assert!(sum(persister, &format!("chat_persister_{metric}")).await < 0.1, "{metric}");
+    }
+    put(&stack, &session, &record('a')).await;
+    put(&stack, &session, &record('a')).await;
+    reach(persister, &[("chat_persister_duplicates_total", 1.0)]).await;
+    put(&stack, &session, "garbage").await;
+    reach(
+        persister,
+        &[
+            ("chat_persister_dead_letters_added_total", 1.0),
+            ("chat_persister_dead_letters", 1.0),
+            ("chat_persister_log_records_trimmed_total", 4.0),
+            ("chat_persister_log_bytes_max", 1.0),
+            ("chat_persister_batch_records_count", 4.0),
+            ("chat_persister_batch_records_sum", 5.0),
+            ("chat_persister_commit_seconds_count", 4.0),
+            ("chat_persister_terms_total", 1.0),
+            ("chat_persister_partitions", 16.0),
+        ],
+    )
+    .await;
+
+    stack.postgres().stop().await;
+    say(&client, &session, "while Postgres is away").await;
+    reach(
+        persister,
+        &[("chat_persister_commit_failures_total", 1.0), ("chat_persister_log_bytes", 1.0)],
+    )
+    .await;
+    stack.postgres().start().await;
+    reach(persister, &[("chat_persister_messages_stored_total", 3.0)]).await;
+    let erased = stack.http().delete(stack.url(&format!("/api/chats/{session}"))).send();
+    assert_eq!(erased.await.expect("an answer").status(), 202);
+    reach(persister, &[("chat_persister_sessions_erased_total", 1.0)]).await;
+    put(&stack, &session, &record('b')).await;
+    reach(persister, &[("chat_persister_records_refused_total", 1.0)]).await;
+    assert_eq!(say(&client, &session, "too late").await["error"]["code"], "session_not_found");
+    let elsewhere = "22222222-2222-4222-8222-222222222222";
+    say(&client, elsewhere, "nobody is there").await;
+    say(&client, &session, &"x".repeat(8_001)).await;
+    let text = text(gateway).await;
+    for (code, count) in [("session_not_found", 2), ("too_large", 1)] {
+        let line = format!("chat_gateway_refused_total{{code=\"{code}\"}} {count}\n");
+        assert!(text.contains(&line), "{line}{text}");
+    }
+
+    // A database whose offsets are older than the log, and a log that is another one.
+    let old = r#"UPDATE "LogPartition" SET "sequence" = 1, "recordedAt" = NULL"#;
+    sqlx::query(old).execute(&stack.pool()).await.expect("an older offset");
+    reach(persister, &[("chat_persister_log_gaps_total", 1.0)]).await;
+    assert!(sum(persister, "chat_persister_log_replaced_total").await < 0.1);
+    stack.nats().stop().await;
+    stack.nats().wipe();
+    stack.nats().start().await;
+    reach(
+        persister,
+        &[
+            ("chat_persister_log_replaced_total", 1.0),
+            ("chat_persister_nats_reconnects_total", 1.0),
+            ("chat_persister_terms_total", 3.0),
+        ],
+    )
+    .await;
+    reach(gateway, &[("chat_gateway_nats_reconnects_total", 1.0)]).await;
+}
+
+#[tokio::test]
+async fn what_is_left_of_erased_sessions_in_the_log_is_counted_until_it_is_gone() {
+    let stack = Stack::start().await;
+    let persister = stack.persister(0);
+    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = enter(&client).await;
+    say(&client, &session, "hello").await;
+    reach(persister, &[("chat_persister_messages_stored_total", 1.0)]).await;
+    let uncleared = r#"
+        INSERT INTO "ErasedSession" ("digest", "logEpoch", "erasedSequence", "lastSequence", "erasedAt")
+        VALUES ('\x00', (SELECT max("epoch") FROM "LogPartition"), 1_000_000, 1_000_000, now())"#;
+    let uncleared = uncleared.replace('_', "");
+    sqlx::query(sqlx::AssertSqlSafe(uncleared)).execute(&stack.pool()).await.expect("a row");
+    reach(persister, &[("chat_persister_erased_in_log", 1.0)]).await;
+    let erased = stack.http().delete(stack.url(&format!("/api/chats/{session}"))).send();
+    assert_eq!(erased.await.expect("an answer").status(), 202);
+    reach(persister, &[("chat_persister_log_records_cleared_total", 2.0)]).await;
+    let cleared = r#"DELETE FROM "ErasedSession" WHERE "lastSequence" = 1000000"#;
+    sqlx::query(cleared).execute(&stack.pool()).await.expect("no row");
+    eventually(LOOKED_WITHIN, "nothing is left", async || {
+        sum(persister, "chat_persister_erased_in_log").await < 0.1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_comes_back_and_what_was_missed_and_who_does_not_read_is_counted() {
+    let stack = Stack::builder().wire(Link::GatewayNats).start().await;
+    let gateway = stack.gateway(0);
+    let puppet = Puppet::start().await;
+    let client = puppet.client(&stack.url(""), &["websocket"]).await;
+    let session = enter(&client).await;
+    client.ask("init_session", json!({ "sessionId": session })).await;
+    reach(gateway, &[("chat_gateway_sessions_resumed_total", 1.0)]).await;
+    let healed = ["chat_gateway_holes_healed_total", "chat_gateway_healed_messages_total"];
+    assert!(sum(gateway, healed[0]).await + sum(gateway, healed[1]).await < 0.1);
+    stack.wire(Link::GatewayNats, 0).cut();
+    put(&stack, &session, &record('a')).await;
+    reach(stack.persister(0), &[("chat_persister_messages_stored_total", 1.0)]).await;
+    stack.wire(Link::GatewayNats, 0).mend();
+    reach(gateway, &[(healed[0], 1.0), (healed[1], 1.0)]).await;
+    gateway.ready().await;
+
+    let deaf = puppet.client(&stack.url(""), &["websocket"]).await;
+    deaf.stay(Some(&session)).await;
+    deaf.stop_reading().await;
+    let message = json!({ "sessionId": session, "content": "x".repeat(7_000) });
+    eventually(Duration::from_secs(30), "it is cut off", async || {
+        client.burst("user_message", vec![message.clone(); 500]).await;
+        sum(gateway, "chat_gateway_emit_failures_total").await > 0.1
+    })
+    .await;
+}
+
 /// Every metric of both services, with its samples' names.
 async fn metrics(stack: &Stack) -> (BTreeMap<String, String>, BTreeSet<String>) {
     let text = text(stack.gateway(0)).await + &text(stack.persister(0)).await;
@@ -157,6 +312,15 @@ async fn rules_and_dashboard_use_only_metrics_that_the_running_services_have() {
     }
     serde_json::from_str::<Value>(&dashboard).expect("a dashboard is JSON");
     promtool(&["check", "rules", "alerts.yml"], None);
+    let tested = read("alerts.test.yml");
+    let alerts = read("alerts.yml");
+    for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(
+            tested.contains(&format!("alertname=\"{alert}\"")),
+            "{alert} was never seen to fire"
+        );
+    }
+    promtool(&["test", "rules", "alerts.test.yml"], None);
     promtool(&["check", "config", "--syntax-only", "prometheus.yml"], None);
     for service in [stack.gateway(0), stack.persister(0)] {
         promtool(&["check", "metrics"], Some(text(service).await));
@@ -181,46 +345,70 @@ fn promtool(args: &[&str], input: Option<String>) {
     }
 }
 
-/// The lines of a log in JSON that carry this message's id.
-fn lines_of(service: &Service, message: &str) -> Vec<Value> {
-    let logs = service.logs();
+/// What a log in JSON tells of this message: what happened, the session, and where it stands.
+fn told_in_json(logs: &str, message: &str) -> BTreeMap<String, [String; 3]> {
     let lines = logs.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["message_id"] == message).collect()
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let told = lines.filter(|line| line["message_id"] == message).map(|line| {
+        let fields = ["session", "partition", "sequence"].map(|name| text(&line[name]));
+        (text(&line["message"]), fields)
+    });
+    told.collect()
+}
+
+/// The same for text.
+fn told_in_text(logs: &str, message: &str) -> BTreeMap<String, [String; 3]> {
+    let field = |line: &str, name: &str| {
+        let value = line.split_once(&format!(" {name}="));
+        let value = value.and_then(|(_, value)| value.split_whitespace().next());
+        value.unwrap_or_default().trim_matches('"').to_owned()
+    };
+    let lines = logs.lines().filter(|line| field(line, "message_id") == message);
+    let told = lines.map(|line| {
+        let event = ["accepted", "stored", "emitted"].into_iter().find(|what| line.contains(what));
+        let fields = ["session", "partition", "sequence"].map(|name| field(line, name));
+        (event.unwrap_or_default().to_owned(), fields)
+    });
+    told.collect()
 }
 
 #[tokio::test]
 async fn one_message_can_be_followed_by_its_id_from_socket_to_room() {
-    // All of debug would have the library print what clients send.
-    let ours = "gateway=debug,persister=debug,info";
-    let stack = Stack::builder().env("RUST_LOG", ours).env("LOG_FORMAT", "json").start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
-    let session = enter(&client).await;
-    let ack = say(&client, &session, "what nobody else may read").await;
-    let id = ack["id"].as_str().expect("an id");
-    eventually(SOON, "it is seen", async || client.messages().await.len() == 1).await;
-    let of_gateway = lines_of(stack.gateway(0), id);
-    let of_persister = lines_of(stack.persister(0), id);
-    let mut places = BTreeSet::new();
-    for (lines, what) in
-        [(&of_gateway, "accepted"), (&of_persister, "stored"), (&of_gateway, "emitted")]
-    {
-        let line = lines.iter().find(|line| line["message"] == what).expect(what);
-        assert_eq!(line["session"], session[..8], "{line}");
-        places.insert(format!("{}/{}", line["partition"], line["sequence"]));
-    }
-    assert_eq!(places.len(), 1, "one place in the log: {places:?}");
-    for service in [stack.gateway(0), stack.persister(0)] {
-        assert!(!service.logs().contains("what nobody else may read"), "contents are not logged");
+    for format in ["json", "text"] {
+        // All of debug would have the library print what clients send.
+        let ours = "gateway=debug,persister=debug,info";
+        let stack = Stack::builder().env("RUST_LOG", ours).env("LOG_FORMAT", format).start().await;
+        let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+        let session = enter(&client).await;
+        let ack = say(&client, &session, "what nobody else may read").await;
+        let id = ack["id"].as_str().expect("an id");
+        eventually(SOON, "it is seen", async || client.messages().await.len() == 1).await;
+        let told_in = if format == "json" { told_in_json } else { told_in_text };
+        let (gateway, persister) = (stack.gateway(0).logs(), stack.persister(0).logs());
+        let mut places = BTreeSet::new();
+        for (logs, what) in [(&gateway, "accepted"), (&persister, "stored"), (&gateway, "emitted")]
+        {
+            let told = told_in(logs, id);
+            let fields = told.get(what).expect(what);
+            assert_eq!(fields[0], session[..8], "{format}: {told:?}");
+            assert!(fields.iter().all(|field| !field.is_empty()), "{format}: {told:?}");
+            places.insert(fields.clone());
+        }
+        assert_eq!(places.len(), 1, "one place in the log: {places:?}");
+        for logs in [gateway, persister] {
+            assert!(!logs.contains("what nobody else may read"), "contents are not logged");
+        }
     }
 }
 
 /// At the level that everybody has, also through a fault and a stop.
 #[tokio::test]
 async fn nothing_personal_is_logged_above_debug() {
-    let stack = Stack::start().await;
-    let agent = "Visitors-Browser/9.9";
+    let stack = Stack::builder().gateway_env("TRUSTED_PROXIES", "127.0.0.1").start().await;
     let polled = stack.http().get(stack.url("/socket.io/?EIO=4&transport=polling"));
-    polled.header("user-agent", agent).send().await.expect("an answer");
+    let (agent, address) = ("Visitors-Browser/9.9", "203.0.113.77");
+    let polled = polled.header("user-agent", agent).header("x-forwarded-for", address);
+    polled.send().await.expect("an answer");
     let client = Puppet::start().await.client(&stack.url(""), &["polling"]).await;
     let session = enter(&client).await;
     let content = "what nobody else may read";
@@ -241,12 +429,28 @@ async fn nothing_personal_is_logged_above_debug() {
         say(&client, &session, content).await["status"] == "accepted"
     })
     .await;
+    // What is told of a person's data, and of its end.
+    let chat = stack.url(&format!("/api/chats/{session}"));
+    let exported = stack.http().get(format!("{chat}/export")).send().await.expect("an answer");
+    assert!(exported.text().await.expect("a text").contains(content));
+    let erased = stack.http().delete(&chat).send().await.expect("an answer");
+    assert_eq!(erased.status(), 202);
+    put(&stack, &session, &record('z')).await;
+    reach(
+        stack.persister(0),
+        &[
+            ("chat_persister_records_refused_total", 1.0),
+            ("chat_persister_log_records_cleared_total", 2.0),
+        ],
+    )
+    .await;
     for service in [stack.gateway(0), stack.persister(0)] {
         assert!(service.terminate().await.success());
         let logs = service.logs();
         assert!(logs.contains("stopping"), "{logs}");
         let id = ack["id"].as_str().expect("an id");
-        for personal in [content, &session, agent, id, "22222222-2222-4222"] {
+        let others = ["22222222-2222-4222", "past the gateway"];
+        for personal in [content, &session, agent, address, id].into_iter().chain(others) {
             assert!(!logs.contains(personal), "{personal}: {logs}");
         }
     }
