@@ -93,7 +93,8 @@ const commands = {
 
   /**
    * Talks until `hush`, one thing after the other. With offsets each is said again until it is
-   * accepted; without, what was not accepted stays in doubt, and the next thing is said.
+   * accepted, and only the last one may stay in doubt; without, what was not accepted stays in doubt, and the
+   * next thing is said.
    */
   talk({ client, event, sessionId, name, offsets }) {
     const me = clients.get(client);
@@ -138,6 +139,7 @@ function comeBack(me, sessionId, connection) {
 }
 
 async function talk({ socket, talk: mine }, { event, sessionId, name, offsets }) {
+  let left = null;
   while (!mine.stopping) {
     const content = `${name} ${mine.count}`;
     const payload = { sessionId, content, ...(offsets && { clientOffset: content }) };
@@ -145,9 +147,11 @@ async function talk({ socket, talk: mine }, { event, sessionId, name, offsets })
     if (ack.status === "accepted") mine.accepted.push([content, ack.id]);
     else mine.refused.push(ack.error.code);
     if (ack.error && !offsets) mine.doubtful.push(content);
+    left = ack.error && offsets ? content : null;
     if (!ack.error || !offsets) mine.count += 1;
     await breath(ack.error ? RETRY : BREATH);
   }
+  if (left) mine.doubtful.push(left);
 }
 
 /** A send whose connection is lost is an answer too. */

@@ -103,7 +103,7 @@ pub struct Client {
 pub struct Talk {
     /// Contents and ids, in order.
     pub accepted: Vec<(String, String)>,
-    /// Contents of which nobody knows whether they were taken; none with offsets.
+    /// Contents of which nobody knows whether they were taken; with offsets at most the last one.
     pub doubtful: Vec<String>,
     /// Codes of the errors before.
     pub refused: Vec<String>,
