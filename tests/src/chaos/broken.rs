@@ -19,6 +19,8 @@ pub(super) enum Promise {
     OneId,
     /// An answer that the contract does not allow there.
     Contract,
+    /// Of an erased session nothing is left.
+    Erased,
     /// In time.
     InTime,
     /// The processes come back, and end only when told to.
@@ -27,7 +29,7 @@ pub(super) enum Promise {
 
 impl Promise {
     /// Every one, in the order of the table.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Stored,
         Self::NothingTwice,
         Self::OrderOfSender,
@@ -35,6 +37,7 @@ impl Promise {
         Self::Content,
         Self::OneId,
         Self::Contract,
+        Self::Erased,
         Self::InTime,
         Self::Alive,
     ];
@@ -49,6 +52,7 @@ impl Promise {
             Self::Content => "altered content",
             Self::OneId => "another id for the same offset",
             Self::Contract => "answers against the contract",
+            Self::Erased => "left of erased sessions",
             Self::InTime => "too late",
             Self::Alive => "processes that did not live",
         }

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 
 use super::broken::{Broken, Promise};
 use super::client::{self, Client};
+use super::erasures;
 use super::javascript::Javascript;
 use super::ledger::{Role, Room};
 use super::outbox::Pace;
@@ -71,6 +72,7 @@ pub(super) fn enter(world: &Arc<World>, javascript: Option<&Javascript>) -> Join
             Plan { name: "quiet", visitors: 1, admins: 1, others: Vec::new(), pace, passes: false };
         slots.spawn(slot(Arc::clone(world), number, plan));
     }
+    erasures::enter(world, &mut slots);
     slots
 }
 

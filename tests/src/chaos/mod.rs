@@ -2,12 +2,14 @@
 //! promise holds is looked at all the time and at the end.
 //!
 //! `schedule` decides the faults, `faults` makes them, `crowd` lets clients in, each `client` keeps
-//! account in its room's `ledger`, `verdict` compares that with what is stored.
+//! account in its room's `ledger`, `verdict` compares that with what is stored. Some sessions are erased
+//! meanwhile: `erasures`.
 
 mod arguments;
 mod broken;
 mod client;
 mod crowd;
+mod erasures;
 mod faults;
 mod fill;
 mod javascript;
@@ -58,8 +60,8 @@ const FAULTS_SHOWN: usize = 15;
 /// The dump that is put in place when all is quiet.
 const LAST_DUMP: &str = "chaos_dump_last";
 const TALK_AFTER_DUMP: Duration = Duration::from_secs(5);
-/// So long it may take until the database is complete again.
-const REPLAYS_WITHIN: Duration = Duration::from_secs(20);
+/// So long it may take until the database is complete again, and the log holds nothing of erased sessions.
+const REPLAYS_WITHIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(500);
 const MIGRATES_WITHIN: Duration = Duration::from_mins(1);
 
@@ -67,7 +69,7 @@ const MIGRATES_WITHIN: Duration = Duration::from_mins(1);
 pub async fn run(arguments: Arguments) -> ExitCode {
     println!("{}", arguments.command());
     // The harness's futures stay on one thread.
-    match LocalSet::new().run_until(attempt(arguments.clone())).await {
+    match LocalSet::new().run_until(Box::pin(attempt(arguments.clone()))).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
             println!("repeat it with: {}", arguments.command());

@@ -10,6 +10,7 @@ use sqlx::PgPool;
 use crate::Service;
 
 use super::broken::{Broken, Promise};
+use super::erasures;
 use super::fill;
 use super::ledger::{Room, Sent, content};
 use super::world::World;
@@ -54,6 +55,7 @@ pub(super) async fn judge(world: &World) -> Result<Verdict> {
         verdict.broken.extend(judge_history(gateway, &room, &rows).await?);
     }
     verdict.foreign(&pool).await?;
+    verdict.broken.extend(erasures::judge(world).await?.into_iter().take(TOLD));
     verdict.panics(world)?;
     Ok(verdict)
 }

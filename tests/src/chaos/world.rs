@@ -47,6 +47,8 @@ pub(super) struct World {
     /// Breakages so far.
     pub(super) broken: watch::Sender<Vec<Broken>>,
     rooms: Mutex<Vec<Arc<Room>>>,
+    /// Sessions that are erased in this run.
+    erased: Mutex<Vec<String>>,
     recoveries: Mutex<Vec<Duration>>,
     drained: Mutex<Option<Duration>>,
     /// Processes that were asked to stop and said that they could not do it well.
@@ -62,6 +64,8 @@ pub(super) struct Tally {
     pub(super) shown: AtomicU64,
     pub(super) resumed: AtomicU64,
     pub(super) mores: AtomicU64,
+    /// Sends that were acked after the end of their session was asked for.
+    pub(super) behind_an_end: AtomicU64,
     refused: Mutex<BTreeMap<String, u64>>,
     /// When each first ack came, and after how long.
     acks: Mutex<Vec<(Instant, Duration)>>,
@@ -79,6 +83,7 @@ impl World {
             leave: watch::Sender::default(),
             broken: watch::Sender::default(),
             rooms: Mutex::default(),
+            erased: Mutex::default(),
             recoveries: Mutex::default(),
             drained: Mutex::default(),
             unclean: Mutex::default(),
@@ -96,6 +101,15 @@ impl World {
 
     pub(super) fn rooms(&self) -> Vec<Arc<Room>> {
         lock(&self.rooms).clone()
+    }
+
+    /// A session that is to be erased.
+    pub(super) fn add_erased(&self, session: &str) {
+        lock(&self.erased).push(session.to_owned());
+    }
+
+    pub(super) fn erased(&self) -> Vec<String> {
+        lock(&self.erased).clone()
     }
 
     /// A full log takes sends again, so long after the persisters were back.
