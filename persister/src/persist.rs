@@ -109,6 +109,9 @@ impl Persister {
                 }
                 records = term.reader.next_batch() => records.map_err(anyhow::Error::from_boxed)?,
             };
+            if records.is_empty() {
+                continue;
+            }
             if !self.store_records(&mut term, &records, stop).await? {
                 return Ok(Ended::Changed);
             }
@@ -142,7 +145,7 @@ impl Persister {
         let stored: BTreeMap<_, _> =
             offsets.iter().map(|offset| (offset.partition, offset.stored.sequence)).collect();
         let client = self.jetstream.client();
-        let reader = LogReader::open(&log, &client, &stream, &stored, self.log.partitions).await;
+        let reader = LogReader::open(&log, &client, &stream, &stored).await;
         let announced =
             offsets.iter().map(|offset| (offset.partition, announced(offset))).collect();
         Ok(Term {

@@ -1,14 +1,17 @@
 //! Reads the log in order, from the offsets on.
 //!
-//! One ordered consumer covers all partitions of the worker. It is made anew from the committed
-//! offsets at every reconnect and error, so a record is never waited for and never skipped.
+//! One ordered consumer reads the whole log; records of other workers' partitions are passed over. The
+//! server finds the next record of everything at once, and that of several filters only by looking through
+//! the subjects of a block, which takes longer than storing it (nats-server, `firstMatchingMulti` in
+//! `filestore.go`). The consumer is made anew from the committed offsets at every reconnect and error,
+//! so a record is never waited for and never skipped.
 
 use std::collections::{BTreeMap, HashMap};
 
 use async_nats::jetstream::consumer::{DeliverPolicy, push};
 use async_nats::jetstream::stream::Stream;
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
-use shared::partition::{Partition, PartitionCount};
+use shared::partition::Partition;
 use shared::subjects;
 
 use crate::batch::{Place, Record};
@@ -19,6 +22,9 @@ use crate::verify::StreamState;
 const BATCH_RECORDS_MAX: usize = 500;
 /// Most bytes in a batch: bounds the memory of a batch of long messages.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most records looked at for one batch: where nearly all are another worker's, leases and stop have their
+/// turn all the same.
+const LOOKED_AT_MAX: usize = 4_096;
 
 /// Records of some partitions, each once, those of a partition in order.
 pub struct LogReader {
@@ -28,18 +34,16 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// Reads each of these partitions, of so many, after its sequence. `stream` must be older than
-    /// these offsets.
+    /// Reads each of these partitions after its sequence. `stream` must be older than these offsets.
     pub async fn open(
         log: &Stream,
         client: &async_nats::Client,
         stream: &StreamState,
         offsets: &BTreeMap<Partition, u64>,
-        partitions: PartitionCount,
     ) -> Result<Self, async_nats::Error> {
         let config = push::OrderedConfig {
             deliver_subject: client.new_inbox(),
-            filter_subjects: filters(offsets, partitions),
+            filter_subject: subjects::ALL_REQUESTS.to_owned(),
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: start(log, stream, offsets).await?,
             },
@@ -56,13 +60,14 @@ impl LogReader {
     pub async fn next_batch(&mut self) -> Result<Vec<Record>, async_nats::Error> {
         let mut records = Vec::new();
         let mut bytes = 0;
-        while records.is_empty() {
-            let message = self.messages.next().await.ok_or("the log's consumer ended")??;
-            bytes += self.take(&message, &mut records)?;
-        }
+        let message = self.messages.next().await.ok_or("the log's consumer ended")??;
+        bytes += self.take(&message, &mut records)?;
         // The runtime's budget would end this after 128 records.
         let ready = tokio::task::unconstrained(async {
-            while records.len() < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
+            for _ in 1..LOOKED_AT_MAX {
+                if records.len() == BATCH_RECORDS_MAX || bytes >= BATCH_BYTES_MAX {
+                    break;
+                }
                 let Some(message) = self.messages.next().now_or_never() else { break };
                 bytes += self.take(&message.ok_or("the log's consumer ended")??, &mut records)?;
             }
@@ -72,18 +77,17 @@ impl LogReader {
         Ok(records)
     }
 
-    /// Adds a record unless it was read before; returns its bytes.
+    /// Adds a record unless it is another worker's or was read before; returns its bytes.
     fn take(
         &mut self,
         message: &async_nats::jetstream::Message,
         records: &mut Vec<Record>,
     ) -> Result<usize, async_nats::Error> {
-        let info = message.info()?;
-        let (sequence, recorded_at) = (info.stream_sequence, info.published);
         let subject = message.subject.as_str();
         let partition = partition_of(subject).ok_or("the log's consumer sent a foreign subject")?;
-        let read =
-            self.read.get_mut(&partition).ok_or("the log's consumer sent a foreign partition")?;
+        let Some(read) = self.read.get_mut(&partition) else { return Ok(0) };
+        let info = message.info()?;
+        let (sequence, recorded_at) = (info.stream_sequence, info.published);
         if sequence <= *read {
             return Ok(0);
         }
@@ -99,15 +103,6 @@ impl LogReader {
 /// The partition of a subject whose session need not be valid: such a record is set aside later.
 fn partition_of(subject: &str) -> Option<Partition> {
     subject.split('.').nth(2)?.parse().ok().map(Partition::new)
-}
-
-/// What the consumer asks for. The server looks for the next record of one filter much faster than for
-/// that of several.
-fn filters(offsets: &BTreeMap<Partition, u64>, partitions: PartitionCount) -> Vec<String> {
-    if offsets.len() == usize::from(partitions.get()) {
-        return vec![subjects::ALL_REQUESTS.to_owned()];
-    }
-    offsets.keys().map(|partition| subjects::requests_of(*partition)).collect()
 }
 
 /// The lowest sequence that any partition has not stored yet. A partition in which nothing is
