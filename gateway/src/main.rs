@@ -6,6 +6,9 @@ use gateway::{config, ops, ready, serve};
 use shared::lifecycle::stop_on_signal;
 use shared::settings::Span;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Speaks Socket.IO and HTTP with visitors and agents.
 ///
 /// Without a command it runs until it is stopped.

@@ -4,6 +4,9 @@ use clap::{Parser, Subcommand};
 use persister::{config, dead_letters, migrate, ops, sessions};
 use shared::lifecycle::stop_on_signal;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Stores what the log holds in Postgres, exactly once and in order, and announces it.
 ///
 /// Without a command it migrates the database and runs until it is stopped.
