@@ -1,5 +1,6 @@
 //! Errors that a client is told: one list of codes for sockets and HTTP.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
@@ -55,7 +56,7 @@ pub struct ClientError {
     /// For programs.
     pub code: ErrorCode,
     /// For people.
-    pub message: String,
+    pub message: Cow<'static, str>,
     /// When to try again, in milliseconds; only with [`ErrorCode::RateLimited`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
@@ -63,7 +64,7 @@ pub struct ClientError {
 
 impl ClientError {
     /// An error with a text for people.
-    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+    pub fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self { code, message: message.into(), retry_after_ms: None }
     }
 
@@ -73,7 +74,7 @@ impl ClientError {
     }
 
     /// Too many in a time; after so long it is worth another try.
-    pub fn rate_limited(what: &str, wait: Duration) -> Self {
+    pub fn rate_limited(what: &'static str, wait: Duration) -> Self {
         // Rounded up: a client that comes back on time must not be too early.
         let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
         Self { retry_after_ms: Some(millis), ..Self::new(ErrorCode::RateLimited, what) }

@@ -66,7 +66,7 @@ fn dispatch(connection: &Arc<Connection>, event: &RawEvent, answer: Answer) {
         Err(Excess::Refused(error)) => return refuse(&name, event, answer, &error),
         Err(Excess::CutOff) => return cut::cut(&answer.socket),
     }
-    match name.as_str() {
+    match &*name {
         "init_session" => session::on_init_session(connection, event, answer),
         "user_message" => send::on_send(connection, Sender::User, event, answer),
         "admin_message" => send::on_send(connection, Sender::Admin, event, answer),

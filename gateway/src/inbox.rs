@@ -1,5 +1,6 @@
 //! The events of an agent's inbox.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
@@ -174,7 +175,7 @@ fn optional<T: DeserializeOwned>(
     action: Action,
 ) -> Result<Option<T>, ClientError> {
     connection.caller.may(action)?;
-    event.object().map_err(|error| invalid(&error.to_string()))
+    event.object().map_err(|error| invalid(error.to_string()))
 }
 
 fn named(connection: &Connection, event: &RawEvent, action: Action) -> Result<Named, ClientError> {
@@ -189,11 +190,11 @@ fn parse(session: &str) -> Result<SessionId, ClientError> {
 fn check_limit(limit: u16) -> Result<u16, ClientError> {
     match limit {
         1..=PAGE_MAX => Ok(limit),
-        _ => Err(invalid(&format!("limit must be from 1 to {PAGE_MAX}"))),
+        _ => Err(invalid(format!("limit must be from 1 to {PAGE_MAX}"))),
     }
 }
 
-fn invalid(text: &str) -> ClientError {
+fn invalid(text: impl Into<Cow<'static, str>>) -> ClientError {
     ClientError::new(ErrorCode::InvalidPayload, text)
 }
 

@@ -258,7 +258,7 @@ fn limiter(quota: Quota) -> Limiter {
     RateLimiter::direct_with_clock(quota, MonotonicClock)
 }
 
-fn take(limiter: &Limiter, too_many: &str) -> Result<(), ClientError> {
+fn take(limiter: &Limiter, too_many: &'static str) -> Result<(), ClientError> {
     limiter.check().map_err(|not_until| {
         let wait = not_until.wait_time_from(MonotonicClock.now());
         ClientError::rate_limited(too_many, wait)

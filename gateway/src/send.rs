@@ -73,13 +73,16 @@ struct Asked {
 
 /// Takes a send from the socket's read loop: checks it and queues it.
 pub fn on_send(connection: &Arc<Connection>, sender: Sender, event: &RawEvent, answer: Answer) {
+    if connection.gateway.stop.is_cancelled() {
+        return refuse(sender, event, answer, &ClientError::stopping());
+    }
+    // Before it is read: the more there is to refuse, the less time it may take from what is not.
+    let Some(turn) = connection.gateway.publisher.turn() else {
+        return refuse(sender, event, answer, &ClientError::overloaded());
+    };
     let mut asked = Asked { answer, sender, session_id: None, client_offset: None };
     match parse(event, &mut asked, connection) {
-        Ok(_) if connection.gateway.stop.is_cancelled() => asked.refuse(&ClientError::stopping()),
         Ok((session, message)) => {
-            let Some(turn) = connection.gateway.publisher.turn() else {
-                return asked.refuse(&ClientError::overloaded());
-            };
             let deadline = Publisher::deadline();
             let owner = Arc::clone(connection);
             let job = SendJob { connection: owner, session, message, deadline, asked, turn };

@@ -170,7 +170,7 @@ fn caller(claims: Claims) -> Option<Caller> {
     Some(Caller { role, subject: Some(claims.sub.into()), expires_at })
 }
 
-fn refused(text: &str) -> ClientError {
+fn refused(text: &'static str) -> ClientError {
     ClientError::new(ErrorCode::Unauthorized, text)
 }
 
