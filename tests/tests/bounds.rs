@@ -59,6 +59,36 @@ async fn sends_that_wait_for_a_frozen_nats_cost_bounded_memory() {
 }
 
 #[tokio::test]
+async fn sends_beyond_what_may_wait_in_all_are_refused_before_those_that_wait_have_their_answer() {
+    const SOCKETS: usize = 7;
+    const OF_EACH: usize = 4_000;
+    /// When the first that waits is answered, whatever NATS does.
+    const WAITS_FOR: Duration = Duration::from_millis(4_500);
+    let stack = Stack::start().await;
+    let puppet = Puppet::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..SOCKETS {
+        let client = puppet.client(&stack.url(""), &["websocket"]).await;
+        let session = client.stay(None).await["sessionId"].clone();
+        clients.push((client, json!({ "sessionId": session, "content": "hello" })));
+    }
+    stack.nats().pause().await;
+    let bursts = clients
+        .iter()
+        .map(|(client, payload)| client.burst("user_message", vec![payload.clone(); OF_EACH]));
+    let metrics = stack.gateway(0).ops_url("/metrics");
+    let refused = eventually(WAITS_FOR, "some are refused at once", async || {
+        let metrics = reqwest::get(&metrics).await.expect("metrics").text().await;
+        metrics.expect("a text").contains(r#"chat_gateway_refused_total{code="overloaded"}"#)
+    });
+    let (answers, ()) = futures_util::join!(join_all(bursts), refused);
+    stack.nats().resume().await;
+    let answers: Vec<_> = answers.into_iter().flatten().collect();
+    assert_eq!(answers.len(), SOCKETS * OF_EACH);
+    assert!(answers.iter().all(|answer| answer["error"].is_object()));
+}
+
+#[tokio::test]
 async fn a_gateway_keeps_nothing_of_what_is_said_while_postgres_is_away() {
     const ROUNDS: usize = 10;
     const AT_ONCE: usize = 1_000;

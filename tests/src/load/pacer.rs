@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
+/// Shortest sleep: at high rates waking up for every message would take the time that is measured. Whoever
+/// is told so much too late counts from when it was due all the same.
+const SLEEPS_FOR: Duration = Duration::from_micros(250);
+
 /// Tells senders in turn when their next message is due, until they are gone.
 pub(super) fn start(rate: u64, senders: Vec<UnboundedSender<Instant>>) {
     thread::spawn(move || keep(rate, &senders));
@@ -15,7 +19,7 @@ fn keep(rate: u64, senders: &[UnboundedSender<Instant>]) {
     for (number, sender) in (0_u64..).zip(senders.iter().cycle()) {
         let due = begun + Duration::from_nanos(number.saturating_mul(1_000_000_000) / rate.max(1));
         if let Some(early) = due.checked_duration_since(Instant::now()) {
-            thread::sleep(early);
+            thread::sleep(early.max(SLEEPS_FOR));
         }
         if sender.send(due).is_err() {
             return;
