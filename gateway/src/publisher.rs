@@ -122,10 +122,12 @@ impl Publisher {
 impl OnItsWay {
     /// Waits until the request is in the log, and says where it stands.
     pub async fn accepted(self) -> Result<u64, ClientError> {
-        match tokio::time::timeout_at(self.deadline, self.ack.into_future()).await {
+        let answer = tokio::time::timeout_at(self.deadline, self.ack.into_future()).await;
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let waited = ANSWER_TIMEOUT.saturating_sub(left);
+        match answer {
             Ok(Ok(ack)) => {
-                let left = self.deadline.saturating_duration_since(Instant::now());
-                METRICS.accept_seconds.observe((ANSWER_TIMEOUT.saturating_sub(left)).as_secs_f64());
+                METRICS.accept_seconds.observe(waited.as_secs_f64());
                 self.intake.took();
                 Ok(ack.sequence)
             }
@@ -133,12 +135,12 @@ impl OnItsWay {
                 let error = client_error(&error);
                 // One that is larger than the log takes says nothing of the log.
                 if error.code != Code::TooLarge {
-                    self.intake.refused();
+                    self.intake.refused(waited);
                 }
                 Err(error)
             }
             Err(_) => {
-                self.intake.refused();
+                self.intake.refused(waited);
                 Err(ClientError::unavailable())
             }
         }
