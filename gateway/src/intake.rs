@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Refusals over this time, with nothing taken in between, are no passing fault. It is as long as one
-/// request waits for its answer: see [`crate::publisher`].
-const STUCK_AFTER: Duration = Duration::from_millis(4_500);
+use crate::publisher::ANSWER_TIMEOUT;
+
+/// Refusals over this time, with nothing taken in between, are no passing fault: one request waits as long.
+const STUCK_AFTER: Duration = ANSWER_TIMEOUT;
 /// How long a refusal says something about now: where nobody sends, nobody is refused.
 const REMEMBERED: Duration = Duration::from_secs(10);
 

@@ -29,7 +29,7 @@ const IN_FLIGHT_MAX: u32 = 4_096;
 /// it a send is refused at once, not after seconds in which everything else came too late as well.
 const WAITING_MAX: usize = 16_384;
 /// Longest time from a request's arrival to its answer: a client hears within 5 s.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_500);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// Publishes requests.
 pub struct Publisher {

@@ -109,6 +109,7 @@ impl Persister {
                 }
                 records = term.reader.next_batch() => records.map_err(anyhow::Error::from_boxed)?,
             };
+            // All of them another worker's, or read before.
             if records.is_empty() {
                 continue;
             }
@@ -144,8 +145,7 @@ impl Persister {
         }
         let stored: BTreeMap<_, _> =
             offsets.iter().map(|offset| (offset.partition, offset.stored.sequence)).collect();
-        let client = self.jetstream.client();
-        let reader = LogReader::open(&log, &client, &stream, &stored).await;
+        let reader = LogReader::open(&log, &self.jetstream.client(), &stream, &stored).await;
         let announced =
             offsets.iter().map(|offset| (offset.partition, announced(offset))).collect();
         Ok(Term {

@@ -122,8 +122,8 @@ async fn start(
     Ok(pending.into_iter().flatten().min().unwrap_or(after_all).max(1))
 }
 
-/// Sequence of a partition's last record; 0 if it holds none. What looked as if it were not there would be
-/// skipped.
+/// Sequence of a partition's last record; 0 if it holds none. It is the leading server's answer: what looked
+/// as if it were not there would be skipped.
 pub async fn last_sequence(log: &Stream, partition: Partition) -> Result<u64, async_nats::Error> {
     let last = shared::log::last_record(log, &subjects::requests_of(partition)).await?;
     Ok(last.map_or(0, |last| last.sequence))
