@@ -4,7 +4,7 @@
 //! ("io server disconnect") would keep the client from coming back. A connection that breaks does not.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
+use std::io::{self, Read as _};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,6 +15,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use socket2::SockRef;
 use socketioxide::TransportType;
 use socketioxide::extract::SocketRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::timeouts::Activity;
@@ -129,6 +130,19 @@ impl SharedStream {
     pub fn wire(&self) -> Wire {
         Wire(Arc::downgrade(&self.stream))
     }
+
+    /// Reads what is there; `WouldBlock` if that is nothing. Fewer bytes than there is room for are all there
+    /// are: the runtime need not ask again to learn it, as it need not for streams of its own (tokio,
+    /// `PollEvented::poll_read`).
+    fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut read = 0;
+        let tried = self.stream.try_io(Interest::READABLE, || {
+            read = (&*SockRef::from(&*self.stream)).read(bytes)?;
+            let is_all = 0 < read && read < bytes.len();
+            if is_all { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if read > 0 { Ok(read) } else { tried.map(|()| read) }
+    }
 }
 
 impl Read for SharedStream {
@@ -143,7 +157,7 @@ impl Read for SharedStream {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
             let room = buffer.remaining().min(bytes.len());
-            match self.stream.try_read(&mut bytes[..room]) {
+            match self.try_read(&mut bytes[..room]) {
                 Ok(read) => {
                     buffer.put_slice(&bytes[..read]);
                     self.activity.note();
