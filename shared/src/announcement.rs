@@ -1,4 +1,4 @@
-//! Where a saved message stands: the headers of its announcement. The end of a session is announced in
+//! Where a saved message stands: the header of its announcement. The end of a session is announced in
 //! the same way and has a place among the messages.
 //!
 //! A gateway that has everything up to `previous` has everything up to `sequence` once it has
@@ -63,41 +63,37 @@ pub async fn tell_ended(
     client.publish(subjects::saved(partition, session), Bytes::new()).await
 }
 
-const EPOCH: &str = "Chat-Epoch";
-const SEQUENCE: &str = "Chat-Sequence";
-const PREVIOUS: &str = "Chat-Previous";
-/// Microseconds since 1970.
-const RECORDED: &str = "Chat-Recorded";
+/// `<epoch> <sequence> <previous> <microseconds since 1970, or ->`: one header costs both services a quarter of
+/// what four cost them.
+const PLACE: &str = "Chat-Place";
 
 const NANOS_PER_MICRO: i128 = 1_000;
 
 impl Announcement {
-    /// The headers that carry it.
+    /// The header that carries it.
     pub fn to_headers(self) -> HeaderMap {
+        let Self { position: Position { epoch: Epoch(epoch), sequence }, previous, recorded_at } =
+            self;
+        let micros = recorded_at.map(|at| at.unix_timestamp_nanos() / NANOS_PER_MICRO);
+        let micros = micros.map_or_else(|| "-".to_owned(), |micros| micros.to_string());
         let mut headers = HeaderMap::new();
-        headers.insert(EPOCH, self.position.epoch.0.to_string());
-        headers.insert(SEQUENCE, self.position.sequence.to_string());
-        headers.insert(PREVIOUS, self.previous.to_string());
-        if let Some(recorded_at) = self.recorded_at {
-            let micros = recorded_at.unix_timestamp_nanos() / NANOS_PER_MICRO;
-            headers.insert(RECORDED, micros.to_string());
-        }
+        headers.insert(PLACE, format!("{epoch} {sequence} {previous} {micros}"));
         headers
     }
 
-    /// Reads the headers; `None` if one that says where it stands is missing or is no number.
+    /// Reads the header; `None` if it is missing or does not say where it stands.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
-        let text = |name| headers.get(name).map(async_nats::HeaderValue::as_str);
+        let mut numbers = headers.get(PLACE)?.as_str().split(' ');
         let position = Position {
-            epoch: Epoch(text(EPOCH)?.parse().ok()?),
-            sequence: text(SEQUENCE)?.parse().ok()?,
+            epoch: Epoch(numbers.next()?.parse().ok()?),
+            sequence: numbers.next()?.parse().ok()?,
         };
-        let micros = text(RECORDED).and_then(|micros| micros.parse::<i64>().ok());
-        let recorded_at = micros.and_then(|micros| {
-            let nanos = i128::from(micros) * NANOS_PER_MICRO;
+        let previous = numbers.next()?.parse().ok()?;
+        let recorded_at = numbers.next().and_then(|micros| {
+            let nanos = i128::from(micros.parse::<i64>().ok()?) * NANOS_PER_MICRO;
             OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()
         });
-        Some(Self { position, previous: text(PREVIOUS)?.parse().ok()?, recorded_at })
+        Some(Self { position, previous, recorded_at })
     }
 }
 
