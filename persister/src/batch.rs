@@ -104,6 +104,11 @@ pub fn reject(record: Record, reason: String) -> Batch {
 }
 
 impl Batch {
+    /// Whether nothing else is to be stored.
+    pub fn has_only_messages(&self) -> bool {
+        self.sessions.is_empty() && self.rejects.is_empty() && self.erasures.is_empty()
+    }
+
     fn add(&mut self, record: &Record) {
         let place = record.place;
         self.last.insert(place.partition, place);

@@ -7,14 +7,17 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
-use shared::database::Database;
+use shared::database::{self, Database};
 use shared::ids::{SessionDigest, SessionId};
 use shared::lifecycle::{Backoff, Stop, pause};
 use shared::message::{Message, SessionHead};
 use shared::partition::{Partition, PartitionCount};
 use shared::timestamp::Timestamp;
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::Postgres;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgPool;
 use time::{OffsetDateTime, PrimitiveDateTime};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::batch::{Batch, Place};
@@ -138,11 +141,14 @@ const BEGIN_EPOCH: &str = r#"
 ///
 /// What belongs to an erased session is refused; a message is looked at for it only where its session is
 /// not stored. Of those that this batch erases nothing else is in it.
-const STORE: &str = r#"
+const EXPECTED: &str = r#"
     WITH expected AS (
         SELECT * FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[])
             AS e ("partition", "epoch", "sequence", "next", "nextAt")
-    ), locked AS (
+    )"#;
+
+/// Locks the partitions that count and moves their offsets.
+const CLAIMED: &str = r#", locked AS (
         SELECT p."partition", e."next", e."nextAt"
         FROM "LogPartition" p JOIN expected e ON e."partition" = p."partition"
         WHERE p."owner" = $1 AND p."epoch" = e."epoch" AND p."sequence" = e."sequence"
@@ -153,10 +159,13 @@ const STORE: &str = r#"
         SET "sequence" = l."next", "recordedAt" = l."nextAt", "streamCreatedAt" = $7
         FROM locked l WHERE p."partition" = l."partition"
         RETURNING p."partition", p."epoch"
-    ), begun AS (
+    )"#;
+
+/// Stores whatever a batch may hold but erasures.
+const STORED_ALL: &str = r#", begun AS (
         SELECT s.*, c."epoch", z."digest"
-        FROM unnest($8::smallint[], $9::bigint[], $10::text[], $11::text[], $12::text[], $13::text[],
-                    $14::timestamp[])
+        FROM unnest($16::smallint[], $17::bigint[], $18::text[], $19::text[], $20::text[], $21::text[],
+                    $22::timestamp[])
             WITH ORDINALITY AS s ("partition", "sequence", "id", "sessionId", "ip", "userAgent", "createdAt",
                                   "ord")
         JOIN claimed c ON c."partition" = s."partition"
@@ -172,8 +181,8 @@ const STORE: &str = r#"
         RETURNING "id", "sessionId"
     ), sent AS MATERIALIZED (
         SELECT m.*, c."epoch", coalesce(o."id", k."id") AS "chatSessionId"
-        FROM unnest($15::smallint[], $16::bigint[], $17::text[], $18::text[], $19::text[], $20::timestamp[],
-                    $21::bool[], $22::text[])
+        FROM unnest($8::smallint[], $9::bigint[], $10::text[], $11::text[], $12::text[], $13::timestamp[],
+                    $14::bool[], $15::text[])
             WITH ORDINALITY AS m ("partition", "sequence", "id", "sender", "content", "createdAt", "isAI",
                                   "sessionId", "ord")
         JOIN claimed c ON c."partition" = m."partition"
@@ -236,6 +245,41 @@ const STORE: &str = r#"
         WHERE e."digest" = r."digest" AND e."digest" = ANY (ARRAY(SELECT "digest" FROM refused))
     )"#;
 
+/// Messages alone, and their sessions. Where one of them is not stored, nothing counts.
+const EXPECTED_IF_KNOWN: &str = r#"
+    WITH sent AS MATERIALIZED (
+        SELECT m.*, k."id" AS "chatSessionId"
+        FROM unnest($8::smallint[], $9::bigint[], $10::text[], $11::text[], $12::text[], $13::timestamp[],
+                    $14::bool[], $15::text[])
+            WITH ORDINALITY AS m ("partition", "sequence", "id", "sender", "content", "createdAt", "isAI",
+                                  "sessionId", "ord")
+        LEFT JOIN LATERAL (
+            SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = m."sessionId" LIMIT 1
+        ) k ON true
+    ), expected AS (
+        SELECT * FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[])
+            AS e ("partition", "epoch", "sequence", "next", "nextAt")
+        WHERE (SELECT bool_and("chatSessionId" IS NOT NULL) FROM sent)
+    )"#;
+
+/// Stores messages alone.
+const STORED_KNOWN: &str = r#", stored AS (
+        INSERT INTO "Message" ("id", "sender", "content", "createdAt", "isAI", "chatSessionId", "logEpoch",
+                               "logSequence")
+        SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", c."epoch", m."sequence"
+        FROM sent m JOIN claimed c ON c."partition" = m."partition"
+        ORDER BY m."ord"
+        ON CONFLICT DO NOTHING
+        RETURNING "logSequence", "chatSessionId"
+    )
+    SELECT
+        coalesce((SELECT array_agg("partition") FROM claimed), '{}') AS claimed,
+        '{}'::text[] AS opened,
+        coalesce((SELECT array_agg("logSequence") FROM stored), '{}') AS sequences,
+        coalesce((SELECT array_agg("chatSessionId") FROM stored), '{}') AS chats,
+        '{}'::bigint[] AS orphaned,
+        '{}'::bigint[] AS refused"#;
+
 /// What is done besides where a batch erases sessions: their rows and dead letters go. `ANY` and `OFFSET`
 /// keep it at looks into indexes, however many rows there are.
 const ERASE: &str = r#", ending AS (
@@ -278,9 +322,14 @@ const COMMITTED: &str = r#"
         coalesce((SELECT array_agg("logSequence") FROM orphaned), '{}') AS orphaned,
         coalesce((SELECT array_agg("sequence") FROM refused), '{}') AS refused"#;
 
-/// The one statement of a batch. Erasing has a longer one of its own: all others would pay for it.
-static COMMIT: LazyLock<String> = LazyLock::new(|| [STORE, COMMITTED].concat());
-static COMMIT_AND_ERASE: LazyLock<String> = LazyLock::new(|| [STORE, ERASE, COMMITTED].concat());
+/// The one statement of a batch. Most batches hold only messages of sessions that are stored, and would pay
+/// for all that a batch may hold: opening so many tables and indexes takes as long as storing a dozen rows.
+static COMMIT: LazyLock<String> =
+    LazyLock::new(|| [EXPECTED, CLAIMED, STORED_ALL, COMMITTED].concat());
+static COMMIT_AND_ERASE: LazyLock<String> =
+    LazyLock::new(|| [EXPECTED, CLAIMED, STORED_ALL, ERASE, COMMITTED].concat());
+static COMMIT_MESSAGES: LazyLock<String> =
+    LazyLock::new(|| [EXPECTED_IF_KNOWN, CLAIMED, STORED_KNOWN].concat());
 
 /// Deletes some of what sessions that are to be erased have beyond the first so many messages, so that
 /// erasing even the longest takes no statement longer than it may.
@@ -378,6 +427,7 @@ const DROP_DEAD_LETTER: &str = r#"DELETE FROM "DeadLetter" WHERE "id" = $1"#;
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
+    committing: Arc<Mutex<Option<PoolConnection<Postgres>>>>,
     worker: Uuid,
     waiting: Arc<AtomicBool>,
 }
@@ -546,11 +596,8 @@ impl Store {
             .clone()
             .application_name("chat-persister")
             .options([("statement_timeout", STATEMENT_TIMEOUT_MS.to_string())]);
-        let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_lazy_with(options);
-        Self { pool, worker, waiting: Arc::default() }
+        let pool = database::pool(CONNECTIONS, ACQUIRE_TIMEOUT).connect_lazy_with(options);
+        Self { pool, committing: Arc::default(), worker, waiting: Arc::default() }
     }
 
     /// The connections, to be counted.
@@ -795,32 +842,58 @@ impl Store {
         expected: impl Fn(Partition) -> Position,
         stream_created_at: OffsetDateTime,
     ) -> sqlx::Result<Committed> {
-        let partitions = || batch.last.keys().copied();
-        let erases = !batch.erasures.is_empty();
-        let query =
-            sqlx::query_as(if erases { COMMIT_AND_ERASE.as_str() } else { COMMIT.as_str() })
-                .bind(self.worker)
-                .bind(partitions().map(Partition::to_column).collect::<Vec<_>>())
-                .bind(partitions().map(|partition| expected(partition).epoch.0).collect::<Vec<_>>())
-                .bind(
-                    partitions()
-                        .map(|partition| column(expected(partition).sequence))
-                        .collect::<Vec<_>>(),
-                )
-                .bind(batch.last.values().map(|place| column(place.sequence)).collect::<Vec<_>>())
-                .bind(batch.last.values().map(|place| place.recorded_at).collect::<Vec<_>>())
-                .bind(stream_created_at);
-        let query = bind_messages(bind_sessions(query, batch), batch);
-        let mut query = bind_rejects(query, batch);
-        if erases {
-            query = bind_erasures(query, batch);
+        let bind =
+            |sql: &'static str| bind_offsets(sqlx::query_as(sql), self.worker, batch, &expected);
+        let query = |sql| bind_messages(bind(sql).bind(stream_created_at), batch);
+        if batch.has_only_messages() {
+            let committed = self.commit_row(query(&COMMIT_MESSAGES)).await?;
+            // Else the whole statement finds out why: a session is missing, or another worker was faster.
+            if !committed.claimed.is_empty() {
+                return Ok(committed);
+            }
         }
-        let row: CommitRow = answered(query.fetch_one(&self.pool)).await?;
-        Ok(committed(row))
+        let whole = |sql| bind_rejects(bind_sessions(query(sql), batch), batch);
+        if batch.erasures.is_empty() {
+            self.commit_row(whole(&COMMIT)).await
+        } else {
+            self.commit_row(bind_erasures(whole(&COMMIT_AND_ERASE), batch)).await
+        }
+    }
+
+    /// Commits on a connection that is kept: the pool would ask Postgres before and behind every statement
+    /// whether it is still there.
+    async fn commit_row(&self, query: Query<'_, CommitRow>) -> sqlx::Result<Committed> {
+        let mut kept = self.committing.lock().await;
+        let mut connection = match kept.take() {
+            Some(connection) => connection,
+            None => self.pool.acquire().await?,
+        };
+        let row = answered(query.fetch_one(&mut *connection)).await;
+        // One that failed is looked at by the pool.
+        if row.as_ref().err().is_none_or(is_data_error) {
+            *kept = Some(connection);
+        }
+        row.map(committed)
     }
 }
 
 type Query<'q, Row> = sqlx::query::QueryAs<'q, sqlx::Postgres, Row, sqlx::postgres::PgArguments>;
+
+fn bind_offsets<'q, Row>(
+    query: Query<'q, Row>,
+    worker: Uuid,
+    batch: &Batch,
+    expected: impl Fn(Partition) -> Position,
+) -> Query<'q, Row> {
+    let expected: Vec<_> = batch.last.keys().map(|partition| expected(*partition)).collect();
+    query
+        .bind(worker)
+        .bind(batch.last.keys().map(|partition| partition.to_column()).collect::<Vec<_>>())
+        .bind(expected.iter().map(|position| position.epoch.0).collect::<Vec<_>>())
+        .bind(expected.iter().map(|position| column(position.sequence)).collect::<Vec<_>>())
+        .bind(batch.last.values().map(|place| column(place.sequence)).collect::<Vec<_>>())
+        .bind(batch.last.values().map(|place| place.recorded_at).collect::<Vec<_>>())
+}
 
 fn bind_sessions<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row> {
     let rows = &batch.sessions;
