@@ -20,10 +20,11 @@ use serde::Serialize;
 use shared::ids::SessionId;
 use shared::message::SessionHead;
 use shared::timestamp::Timestamp;
+use tokio::task::JoinSet;
 
 use crate::Gateway;
 use crate::error::ClientError;
-use crate::history::{Cursor, History, StoredMessage, StoredSession};
+use crate::history::{Cursor, History, MessageOf, StoredMessage, StoredSession};
 use crate::known::Known;
 use crate::paging::{self, Parameters};
 use crate::problem::Problem;
@@ -38,6 +39,8 @@ const SESSION_END: &[u8] = b"]}";
 const SESSIONS_PAGE: u16 = 200;
 /// Messages read at a time; with the longest content a page takes 32 MB, usually 300 KB.
 const MESSAGES_PAGE: u16 = 1_000;
+/// Messages written before everybody else has a turn.
+const WRITTEN_AT_A_TIME: usize = 100;
 /// Most sessions that `limit` may ask for.
 pub const SESSIONS_MAX: u16 = SESSIONS_PAGE;
 /// Most messages that `limit` may ask for.
@@ -316,99 +319,154 @@ impl OneChat {
     }
 }
 
-/// Which pages of sessions an answer has.
-#[derive(PartialEq)]
-enum Pages {
-    All,
-    /// The one that was read.
-    One,
+/// A page of messages.
+struct Page {
+    /// The sessions that it begins with, unless it goes on with those of the page before.
+    sessions: Option<Vec<StoredSession>>,
+    messages: Vec<MessageOf>,
+    /// Whether these sessions have no more messages.
+    is_last: bool,
 }
 
-/// Writes sessions with their messages.
-struct AllChats {
+/// Reads sessions with their messages.
+struct Pages {
     history: History,
     /// Behind which session the next page of sessions begins; none before the first.
     behind: Option<Cursor>,
-    pages: Pages,
+    /// The only page of sessions, before it is read from.
+    only: Option<Vec<StoredSession>>,
+    /// Whether no other sessions follow.
+    is_last: bool,
+    /// Keys of the sessions at hand, as they are asked for.
+    ids: Vec<String>,
+    /// Behind which message the next page begins: the number of its session, from 1, and its `seq`.
+    from: (i64, i64),
+}
+
+impl Pages {
+    async fn next(&mut self) -> sqlx::Result<Option<Page>> {
+        let _turn = self.history.turn().await?;
+        let sessions = if self.ids.is_empty() { Some(self.sessions().await?) } else { None };
+        if self.ids.is_empty() {
+            return Ok(None);
+        }
+        let messages = self.history.messages_of(&self.ids, self.from, MESSAGES_PAGE).await?;
+        if let Some(last) = messages.last() {
+            self.from = (last.ord, last.message.seq);
+        }
+        let is_last = messages.len() < usize::from(MESSAGES_PAGE);
+        if is_last {
+            self.ids.clear();
+        }
+        Ok(Some(Page { sessions, messages, is_last }))
+    }
+
+    /// The next page of sessions; empty if there is none.
+    async fn sessions(&mut self) -> sqlx::Result<Vec<StoredSession>> {
+        let sessions = match self.only.take() {
+            Some(only) => only,
+            None if self.is_last => Vec::new(),
+            None => self.history.sessions(self.behind.as_ref(), SESSIONS_PAGE).await?,
+        };
+        self.behind = sessions.last().map(StoredSession::cursor);
+        self.ids = sessions.iter().map(|session| session.id.clone()).collect();
+        self.from = (1, -1);
+        Ok(sessions)
+    }
+}
+
+/// Writes sessions with their messages. While a page is written Postgres looks for the next one.
+struct AllChats {
+    /// Those that nobody reads from at present.
+    pages: Option<Pages>,
+    reading: JoinSet<(Pages, sqlx::Result<Option<Page>>)>,
     /// Sessions of the present page.
     sessions: Vec<StoredSession>,
-    /// Their keys, as they are asked for.
-    ids: Vec<String>,
     /// Sessions of the page whose JSON was begun.
     begun: usize,
-    /// After which message of the session begun last the next messages come.
-    seq: i64,
     first_session: bool,
     first_message: bool,
     started: bool,
+    /// Bytes of the page before.
+    length: usize,
 }
 
 impl AllChats {
     fn new(history: History, behind: Option<Cursor>) -> Self {
+        let (only, is_last, ids, from) = (None, false, Vec::new(), (1, -1));
         Self {
-            history,
-            behind,
-            pages: Pages::All,
+            pages: Some(Pages { history, behind, only, is_last, ids, from }),
+            reading: JoinSet::new(),
             sessions: Vec::new(),
-            ids: Vec::new(),
             begun: 0,
-            seq: -1,
             first_session: true,
             first_message: true,
             started: false,
+            length: 0,
         }
     }
 
     /// Writes one page of so many sessions; gives its last one if others are behind it.
     async fn only(&mut self, limit: u16) -> Result<Option<Cursor>, sqlx::Error> {
+        let Some(pages) = &mut self.pages else { return Ok(None) };
         // One more tells whether there is a next page.
-        let mut sessions = self.history.sessions(self.behind.as_ref(), limit + 1).await?;
+        let mut sessions = pages.history.sessions(pages.behind.as_ref(), limit + 1).await?;
         let more = sessions.len() > usize::from(limit);
         sessions.truncate(limit.into());
         let next = sessions.last().map(StoredSession::cursor).filter(|_| more);
-        self.take(sessions);
-        self.pages = Pages::One;
+        (pages.only, pages.is_last) = (Some(sessions), true);
         Ok(next)
     }
 
     async fn next_chunk(&mut self) -> Result<Chunk, sqlx::Error> {
-        let _turn = self.history.turn().await?;
-        let mut json =
-            if std::mem::replace(&mut self.started, true) { Vec::new() } else { b"[".to_vec() };
-        if self.ids.is_empty() && !self.next_sessions().await? {
+        // Pages are of like length: memory that grows is copied, and all of it is new to the kernel.
+        let mut json = Vec::with_capacity(self.length);
+        if !std::mem::replace(&mut self.started, true) {
+            json.push(b'[');
+        }
+        let Some(page) = self.next_page().await? else {
             json.push(b']');
             return Ok(Chunk::Last(json));
+        };
+        if let Some(sessions) = page.sessions {
+            (self.sessions, self.begun) = (sessions, 0);
         }
-        let from = (i64::try_from(self.begun.max(1)).unwrap_or(i64::MAX), self.seq);
-        let page = self.history.messages_of(&self.ids, from, MESSAGES_PAGE).await?;
-        for row in &page {
-            self.begin_sessions(&mut json, usize::try_from(row.ord).unwrap_or_default());
-            separate(&mut json, &mut self.first_message);
-            write(&mut json, &row.message.to_message());
-            self.seq = row.message.seq;
+        for rows in page.messages.chunks(WRITTEN_AT_A_TIME) {
+            // Meanwhile the next page is asked for, and everybody else has a turn.
+            tokio::task::yield_now().await;
+            for row in rows {
+                self.begin_sessions(&mut json, usize::try_from(row.ord).unwrap_or_default());
+                separate(&mut json, &mut self.first_message);
+                write(&mut json, &row.message.to_message());
+            }
         }
-        if page.len() < usize::from(MESSAGES_PAGE) {
+        if page.is_last {
             self.begin_sessions(&mut json, self.sessions.len());
             end_session(&mut json);
-            self.ids.clear();
         }
+        self.length = json.len();
         Ok(Chunk::More(json))
     }
 
-    /// Reads the next page of sessions; `false` if there is none.
-    async fn next_sessions(&mut self) -> Result<bool, sqlx::Error> {
-        if self.pages == Pages::All {
-            let sessions = self.history.sessions(self.behind.as_ref(), SESSIONS_PAGE).await?;
-            self.take(sessions);
+    /// The next page; reading the one behind it begins.
+    async fn next_page(&mut self) -> sqlx::Result<Option<Page>> {
+        if let Some(pages) = self.pages.take() {
+            self.read(pages);
         }
-        Ok(!self.ids.is_empty())
+        let Some(read) = self.reading.join_next().await else { return Ok(None) };
+        let (pages, page) = read.map_err(|_| sqlx::Error::WorkerCrashed)?;
+        let page = page?;
+        if page.is_some() {
+            self.read(pages);
+        }
+        Ok(page)
     }
 
-    fn take(&mut self, sessions: Vec<StoredSession>) {
-        self.behind = sessions.last().map(StoredSession::cursor);
-        self.ids = sessions.iter().map(|session| session.id.clone()).collect();
-        self.sessions = sessions;
-        (self.begun, self.seq) = (0, -1);
+    fn read(&mut self, mut pages: Pages) {
+        self.reading.spawn(async move {
+            let page = pages.next().await;
+            (pages, page)
+        });
     }
 
     /// Begins the sessions of the page up to this one, from 1, and ends those before it.
@@ -421,7 +479,6 @@ impl AllChats {
             separate(json, &mut self.first_session);
             begin_session(json, session);
             self.begun += 1;
-            self.seq = -1;
             self.first_message = true;
         }
     }
