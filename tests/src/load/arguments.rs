@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use url::Url;
 
+use super::talk::Load;
+
 /// Measures a server that speaks the seed's protocol: ours, started for the run, or any other.
 ///
 /// A message has 100 characters; a session has two members that both send and both see everything.
@@ -92,6 +94,9 @@ pub(super) struct Open {
     /// Messages a second of all senders together.
     #[arg(long, default_value_t = 1_000)]
     pub(super) rate: u64,
+    /// Messages that a sender sends at once.
+    #[arg(long, default_value_t = 1)]
+    pub(super) burst: u64,
 }
 
 /// Who talks, and for how long.
@@ -197,6 +202,12 @@ impl FromStr for Variable {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (name, value) = text.split_once('=').ok_or("a name, =, and a value")?;
         Ok(Self { name: name.to_owned(), value: value.to_owned() })
+    }
+}
+
+impl Open {
+    pub(super) fn load(&self) -> Load {
+        Load::Open { rate: self.rate, burst: self.burst }
     }
 }
 

@@ -87,7 +87,7 @@ async fn once(arguments: &Arguments, programs: Option<&Path>) -> Result<Figures>
     let target = Target::of(arguments, programs).await?;
     match &arguments.what {
         What::Closed(closed) => measure_closed(&target, closed).await,
-        What::Open(open) => talk::measure(&target, &open.crowd, Load::Open(open.rate)).await,
+        What::Open(open) => talk::measure(&target, &open.crowd, open.load()).await,
         What::Idle(idle) => idle::measure(&target, idle).await,
         What::History(history) => history::measure(&target, history).await,
         What::Backlog(backlog) => backlog::measure(&target, backlog).await,

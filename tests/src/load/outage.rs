@@ -7,14 +7,14 @@ use tokio::time::sleep;
 
 use super::arguments::Outage;
 use super::figures::Figures;
-use super::talk::{Conversation, Load};
+use super::talk::Conversation;
 use super::target::Target;
 
 /// Stops Postgres under load for the measured time.
 pub(super) async fn measure(target: &Target, outage: &Outage) -> Result<Figures> {
     let stack = target.stack.as_ref().context("only a stack of our own can be broken")?;
     let crowd = &outage.open.crowd;
-    let load = Load::Open(outage.open.rate);
+    let load = outage.open.load();
     let conversation = Conversation::begin(target, crowd.sessions, load).await?;
     let tally = Rc::clone(&conversation.tally);
     let breaking = async {

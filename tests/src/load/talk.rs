@@ -36,8 +36,8 @@ const ENDINGS_SHOWN: usize = 3;
 pub(super) enum Load {
     /// Each has so many on their way.
     Closed(u64),
-    /// So many a second of all together.
-    Open(u64),
+    /// So many a second of all together, so many of a sender at once.
+    Open { rate: u64, burst: u64 },
 }
 
 /// Clients that talk.
@@ -68,13 +68,15 @@ pub(super) async fn measure(target: &Target, crowd: &Crowd, load: Load) -> Resul
 /// Measures so long.
 pub(super) async fn stretch(target: &Target, tally: &Tally, lasts: Duration) -> Result<Figures> {
     let (begun, commits) = (Instant::now(), commits(target).await?);
-    let (seen, used) = (tally.seen.get(), target.servers.used()?);
+    let (seen, acked, used) = (tally.seen.get(), tally.acked.get(), target.servers.used()?);
     tally.begin();
     sleep(lasts).await;
     tally.end();
     let (seen, used_now) = (tally.seen.get() - seen, target.servers.used()?);
     let mut figures = Figures::default();
-    figures.add("messages", Unit::PerSecond, float(seen) / begun.elapsed().as_secs_f64());
+    let lasted = begun.elapsed().as_secs_f64();
+    figures.add("messages", Unit::PerSecond, float(seen) / lasted);
+    figures.add("acks", Unit::PerSecond, float(tally.acked.get() - acked) / lasted);
     used_now.add_since(&used, seen, &mut figures);
     if let (Some(before), Some(now)) = (commits, self::commits(target).await?) {
         figures.add("messages a commit", Unit::Ratio, float(seen) / float((now - before).max(1)));
@@ -109,7 +111,7 @@ impl Conversation {
         for (number, (session, lean)) in members.enumerate() {
             let pace = match load {
                 Load::Closed(most) => Pace::InFlight(most),
-                Load::Open(_) => {
+                Load::Open { .. } => {
                     let (sender, due) = mpsc::unbounded_channel();
                     paced.push(sender);
                     Pace::Due(due)
@@ -118,8 +120,8 @@ impl Conversation {
             let talker = Talker::new(&tally, &session, number, pace, phase.subscribe());
             talkers.spawn_local(talker.run(lean));
         }
-        if let Load::Open(rate) = load {
-            pacer::start(rate, paced);
+        if let Load::Open { rate, burst } = load {
+            pacer::start(rate, burst, paced);
         }
         Ok(Self { tally, phase, talkers })
     }
