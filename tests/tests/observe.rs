@@ -435,6 +435,8 @@ async fn nothing_personal_is_logged_above_debug() {
     assert!(exported.text().await.expect("a text").contains(content));
     let erased = stack.http().delete(&chat).send().await.expect("an answer");
     assert_eq!(erased.status(), 202);
+    // In one batch with it the record would go with it.
+    reach(stack.persister(0), &[("chat_persister_sessions_erased_total", 1.0)]).await;
     put(&stack, &session, &record('z')).await;
     reach(
         stack.persister(0),
