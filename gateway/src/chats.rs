@@ -387,8 +387,6 @@ struct AllChats {
     first_session: bool,
     first_message: bool,
     started: bool,
-    /// Bytes of the page before.
-    length: usize,
 }
 
 impl AllChats {
@@ -402,7 +400,6 @@ impl AllChats {
             first_session: true,
             first_message: true,
             started: false,
-            length: 0,
         }
     }
 
@@ -419,11 +416,8 @@ impl AllChats {
     }
 
     async fn next_chunk(&mut self) -> Result<Chunk, sqlx::Error> {
-        // Pages are of like length: memory that grows is copied, and all of it is new to the kernel.
-        let mut json = Vec::with_capacity(self.length);
-        if !std::mem::replace(&mut self.started, true) {
-            json.push(b'[');
-        }
+        let mut json =
+            if std::mem::replace(&mut self.started, true) { Vec::new() } else { b"[".to_vec() };
         let Some(page) = self.next_page().await? else {
             json.push(b']');
             return Ok(Chunk::Last(json));
@@ -444,7 +438,6 @@ impl AllChats {
             self.begin_sessions(&mut json, self.sessions.len());
             end_session(&mut json);
         }
-        self.length = json.len();
         Ok(Chunk::More(json))
     }
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
-use shared::database::{self, Database};
+use shared::database::Database;
 use shared::ids::{SessionDigest, SessionId};
 use shared::message::Message;
 use shared::partition::Partition;
 use shared::timestamp::Timestamp;
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::{PgPool, PgPoolOptions, PgRow};
 use sqlx::{FromRow, Row};
 use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -220,40 +220,21 @@ pub struct History {
 }
 
 /// A message as it is stored.
-#[derive(Debug)]
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
 pub struct StoredMessage {
     /// Primary key.
     pub id: String,
     sender: String,
     content: String,
     created_at: PrimitiveDateTime,
+    #[sqlx(rename = "isAI")]
     is_ai: bool,
     chat_session_id: String,
     /// Orders the messages of a session.
     pub seq: i64,
     log_epoch: Option<i64>,
     log_sequence: Option<i64>,
-}
-
-/// Columns of a message, with which the rows of every statement above end, in this order.
-const MESSAGE_COLUMNS: usize = 9;
-
-/// By their numbers: by name each would be looked up anew in every row.
-impl FromRow<'_, PgRow> for StoredMessage {
-    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        let first = row.len().saturating_sub(MESSAGE_COLUMNS);
-        Ok(Self {
-            id: row.try_get(first)?,
-            sender: row.try_get(first + 1)?,
-            content: row.try_get(first + 2)?,
-            created_at: row.try_get(first + 3)?,
-            is_ai: row.try_get(first + 4)?,
-            chat_session_id: row.try_get(first + 5)?,
-            seq: row.try_get(first + 6)?,
-            log_epoch: row.try_get(first + 7)?,
-            log_sequence: row.try_get(first + 8)?,
-        })
-    }
 }
 
 impl StoredMessage {
@@ -436,7 +417,10 @@ impl History {
         let connections = database.connection_limit.unwrap_or(CONNECTIONS).max(1);
         let turns = (connections / 2).max(1);
         let pool = |connections| {
-            database::pool(connections, ACQUIRE_TIMEOUT).connect_lazy_with(options.clone())
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .connect_lazy_with(options.clone())
         };
         let turns = Arc::new(Semaphore::new(turns as usize));
         Self { pool: pool(connections), delivery: pool(1), turns }

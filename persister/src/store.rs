@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
-use shared::database::{self, Database};
+use shared::database::Database;
 use shared::ids::{SessionDigest, SessionId};
 use shared::lifecycle::{Backoff, Stop, pause};
 use shared::message::{Message, SessionHead};
@@ -15,7 +15,7 @@ use shared::partition::{Partition, PartitionCount};
 use shared::timestamp::Timestamp;
 use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgPool, PgPoolOptions};
 use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -596,7 +596,10 @@ impl Store {
             .clone()
             .application_name("chat-persister")
             .options([("statement_timeout", STATEMENT_TIMEOUT_MS.to_string())]);
-        let pool = database::pool(CONNECTIONS, ACQUIRE_TIMEOUT).connect_lazy_with(options);
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(options);
         Self { pool, committing: Arc::default(), worker, waiting: Arc::default() }
     }
 

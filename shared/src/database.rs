@@ -8,38 +8,15 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::Connection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 
 /// Bound of one try to connect unless the URL says otherwise; Prisma's default.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that was idle for less than this is taken as it is.
-const FRESH: Duration = Duration::from_secs(1);
 /// Port of Postgres.
 const DEFAULT_PORT: u16 = 5432;
 /// The schema that a connection uses without being told.
 const DEFAULT_SCHEMA: &str = "public";
-
-/// A pool of so many connections, one of which is waited for so long at most.
-///
-/// The library asks Postgres whether a connection is still there when it is given back and again when it is
-/// taken: two more answers to wait for with every statement, of which the second is left out here where
-/// the first is young.
-pub fn pool(connections: u32, acquire_timeout: Duration) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(acquire_timeout)
-        .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move {
-                if meta.idle_for >= FRESH {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
-}
 
 /// Where the database is and how to talk to it. Shows no credentials.
 #[derive(Clone)]
