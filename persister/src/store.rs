@@ -132,15 +132,7 @@ const BEGIN_EPOCH: &str = r#"
     )
     INSERT INTO "LogEpoch" ("partition", "epoch") SELECT * FROM begun"#;
 
-/// Stores a batch and moves the offsets, partition by partition all or nothing.
-///
-/// A partition counts only where the worker still owns it and its offset is the expected one; the
-/// rows of the others are left out. Rows are locked in one order, so that two workers cannot wait
-/// for each other. The session of a message may be opened by this same statement, which its own
-/// snapshot does not show: hence the union of both.
-///
-/// What belongs to an erased session is refused; a message is looked at for it only where its session is
-/// not stored. Of those that this batch erases nothing else is in it.
+/// The partitions of a batch, where each is expected to stand and where it stands then.
 const EXPECTED: &str = r#"
     WITH expected AS (
         SELECT * FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[])
@@ -322,12 +314,22 @@ const COMMITTED: &str = r#"
         coalesce((SELECT array_agg("logSequence") FROM orphaned), '{}') AS orphaned,
         coalesce((SELECT array_agg("sequence") FROM refused), '{}') AS refused"#;
 
-/// The one statement of a batch. Most batches hold only messages of sessions that are stored, and would pay
-/// for all that a batch may hold: opening so many tables and indexes takes as long as storing a dozen rows.
+/// Stores a batch and moves the offsets, partition by partition all or nothing.
+///
+/// A partition counts only where the worker still owns it and its offset is the expected one; the
+/// rows of the others are left out. Rows are locked in one order, so that two workers cannot wait
+/// for each other. The session of a message may be opened by this same statement, which its own
+/// snapshot does not show: hence the union of both.
+///
+/// What belongs to an erased session is refused; a message is looked at for it only where its session is
+/// not stored. Of those that this batch erases nothing else is in it.
 static COMMIT: LazyLock<String> =
     LazyLock::new(|| [EXPECTED, CLAIMED, STORED_ALL, COMMITTED].concat());
+/// The same where the batch erases sessions.
 static COMMIT_AND_ERASE: LazyLock<String> =
     LazyLock::new(|| [EXPECTED, CLAIMED, STORED_ALL, ERASE, COMMITTED].concat());
+/// Most batches hold only messages of sessions that are stored, and would pay for all that a batch may hold:
+/// opening so many tables and indexes takes as long as storing some rows.
 static COMMIT_MESSAGES: LazyLock<String> =
     LazyLock::new(|| [EXPECTED_IF_KNOWN, CLAIMED, STORED_KNOWN].concat());
 
