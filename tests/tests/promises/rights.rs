@@ -1,7 +1,5 @@
 //! Nobody is in where they do not belong: tokens, roles, and what each may do.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::fs;
 use std::path::PathBuf;
 

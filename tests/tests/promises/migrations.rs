@@ -1,8 +1,6 @@
 //! The migrations run on an empty database and on one that Prisma made and the Node server filled;
 //! afterwards a Prisma client still reads and writes.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::process::Output;
 use std::time::Duration;
 
@@ -16,9 +14,9 @@ const SOON: Duration = Duration::from_secs(15);
 /// A migration that waits for a lock of another does so for ever.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
-const INIT: &str = include_str!("../fixtures/20251212153812_init.sql");
-const PRISMA_MIGRATIONS: &str = include_str!("../fixtures/prisma_migrations.sql");
-const ROWS: &str = include_str!("../fixtures/node_server_rows.sql");
+const INIT: &str = include_str!("../../fixtures/20251212153812_init.sql");
+const PRISMA_MIGRATIONS: &str = include_str!("../../fixtures/prisma_migrations.sql");
+const ROWS: &str = include_str!("../../fixtures/node_server_rows.sql");
 
 const LEGACY: &str = "550e8400-e29b-41d4-a716-446655440000";
 const LEGACY_KEY: &str = "cmj3k1x8q0000v8l4h2d7a1b2";

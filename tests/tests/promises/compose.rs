@@ -1,8 +1,6 @@
 //! `compose.yaml` and the Dockerfiles, as far as they can be checked without an engine: what it runs before the
 //! services start is run here, with its words.
 
-#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

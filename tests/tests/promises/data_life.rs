@@ -1,7 +1,5 @@
 //! What becomes of a person's data: it can be exported, it can be erased, and what is erased is gone.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;

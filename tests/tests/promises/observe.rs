@@ -1,7 +1,5 @@
 //! What operators see: metrics, what rules and dashboard make of them, health.
 
-#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

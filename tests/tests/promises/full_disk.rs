@@ -1,8 +1,6 @@
 //! A disk that is really full, under NATS and under Postgres: what was accepted stays, readiness says what is
 //! wrong, and `.runbooks/full-disk.md` mends it.
 
-#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::Duration;
 
 use tests::runbooks::{Shell, blocks};

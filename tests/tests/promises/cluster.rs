@@ -1,7 +1,5 @@
 //! Three nats-servers and three copies of the log: any one server may go.
 
-#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::Duration;
 
 use async_nats::jetstream::stream::Stream;

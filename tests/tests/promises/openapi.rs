@@ -1,7 +1,5 @@
 //! `GET /openapi.json` is what is served: each route, each status, each shape.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,5 @@
 //! The harness itself: what tests rely on without looking.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::Duration;
 
 use tests::{Database, Stack, Wire, eventually};

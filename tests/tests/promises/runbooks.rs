@@ -1,7 +1,5 @@
 //! The runbooks' commands, as they stand there, against a running stack.
 
-#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::fs;
 use std::time::Duration;
 

@@ -155,7 +155,7 @@ async fn a_backlog_costs_a_persister_bounded_memory_while_postgres_is_away_and_a
     bounded("a backlog that was stored", after, BACKLOG_MAX_BYTES);
 }
 
-/// Says the figure too: `cargo test --test bounds -- --nocapture` shows what each bound costs.
+/// Says the figure too: `cargo test bounds:: -- --nocapture` shows what each bound costs.
 fn bounded(what: &str, grown: u64, most: u64) {
     println!("{what}: {} KiB more", grown / 1024);
     assert!(grown < most, "{what}: {grown} bytes more");

@@ -1,7 +1,5 @@
 //! A `clientOffset` names a send for ever: through any gateway, whatever became of the first try.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::Duration;
 
 use serde_json::{Value, json};

@@ -1,7 +1,5 @@
 //! The log is wiped, loses its tail, fills up, is trimmed; the database is restored from a backup.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::path::Path;
 use std::time::Duration;
 

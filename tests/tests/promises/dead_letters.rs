@@ -1,7 +1,5 @@
 //! A record that cannot be stored is set aside with its reason, and never stops its partition.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;

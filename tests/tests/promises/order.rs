@@ -1,7 +1,5 @@
 //! One order everywhere: the log's, the rows', the rooms'. And each record once, whoever is killed.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 

@@ -1,8 +1,6 @@
 //! The inbox of an agent: what it shows, wherever it happens. The public admin page's flow stands in
 //! `tests/client`.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::Duration;
 
 use serde_json::{Value, json};

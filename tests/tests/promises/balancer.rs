@@ -1,8 +1,6 @@
 //! Several gateways and persisters behind the load balancer of `compose.yaml`: the real HAProxy with the
 //! file that is shipped.
 
-#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::net::Ipv4Addr;
 use std::time::Duration;
 

@@ -1,7 +1,5 @@
 //! A connected client never misses a saved message, whatever was not announced.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::Duration;
 
 use serde_json::json;

@@ -1,8 +1,6 @@
 //! What one client, one address and one connection may do; what the real client sees of it stands in
 //! `tests/client`.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::{Duration, Instant};
 
 use tests::{Stack, eventually};

@@ -1,7 +1,5 @@
 //! What `README.md` says is what the programs do.
 
-#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
@@ -40,7 +38,7 @@ fn check(start: &str, end: &str, wanted: &str) {
             readme.replace(&format!("{start}{found}{end}"), &format!("{start}{wanted}{end}"));
         fs::write(workspace().join("README.md"), updated).expect("README.md can be written");
     } else {
-        assert_eq!(found, wanted, "write it with: {UPDATE}=1 cargo test -p tests --test readme");
+        assert_eq!(found, wanted, "write it with: {UPDATE}=1 cargo test readme::");
     }
 }
 

@@ -1,7 +1,5 @@
 //! `.runbooks/cluster.md`, step by step: from one NATS server to three, while clients talk.
 
-#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};

@@ -1,7 +1,5 @@
 //! Settings are checked at the start: one clear line per mistake, and no secret is ever printed.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};

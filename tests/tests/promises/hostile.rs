@@ -1,7 +1,5 @@
 //! What a single client can do to harm: the faults themselves stand in `tests/client`.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use tests::Stack;
 
 #[tokio::test]

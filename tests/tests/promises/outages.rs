@@ -1,8 +1,6 @@
 //! Each of the four processes goes away and comes back while a visitor and an admin talk: the others
 //! wait for it and go on, what was accepted is stored once and in order, both see it once.
 
-#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::Duration;
 
 use serde_json::{Value, json};

@@ -1,9 +1,7 @@
 //! Frames and requests that nobody thought of: whatever they are, nothing panics, no answer is a 5xx, memory
 //! does not grow, and others go on talking.
 //!
-//! For a few seconds in the suite; `FUZZ_SECONDS=900 cargo test -p tests --test fuzz` goes on for longer.
-
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
+//! For a few seconds in the suite; `FUZZ_SECONDS=900 cargo test fuzz::` goes on for longer.
 
 use std::env;
 use std::sync::atomic::{AtomicU64, Ordering};

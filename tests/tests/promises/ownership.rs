@@ -1,7 +1,5 @@
 //! Any number of persisters share the partitions; what one leaves, another takes over.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::Duration;
 
 use shared::ids::SessionId;

@@ -1,7 +1,5 @@
 //! `cargo up`, as a person or a script uses it.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};

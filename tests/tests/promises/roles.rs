@@ -1,7 +1,5 @@
 //! Least privilege: the services work with roles that may do no more than they must.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::Duration;
 
 use sqlx::postgres::PgPoolOptions;
@@ -9,7 +7,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tests::Stack;
 use url::Url;
 
-const ROLES: &str = include_str!("../../migrations/roles.sql");
+const ROLES: &str = include_str!("../../../migrations/roles.sql");
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// Every table and a column of it.
 const TABLES: &str = "

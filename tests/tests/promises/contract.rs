@@ -1,7 +1,5 @@
 //! The contract as the real client sees it: the promises themselves stand in `tests/client`.
 
-#![expect(clippy::unwrap_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::net::TcpListener;
 
 use serde_json::Value;

@@ -1,7 +1,5 @@
 //! SIGTERM: what is under way is finished, who is connected comes back, and whoever asks is told.
 
-#![expect(clippy::expect_used, reason = "clippy does not see that helpers of tests are tests")]
-
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
