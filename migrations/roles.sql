@@ -1,6 +1,6 @@
 -- Roles with no more rights than the services need, for the schema that comes first in the search
 -- path. It is no migration: run it by hand, as the role that owns the tables or will make them.
--- README.md, "Least privilege", says how. It may be run again at any time.
+-- docs/operating/roles.md says how. It may be run again at any time.
 
 DO $$
 DECLARE

@@ -1,4 +1,4 @@
-// What the bot of the README promises.
+// What the bot of docs/http.md promises.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";

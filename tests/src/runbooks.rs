@@ -1,4 +1,4 @@
-//! The runbooks beside the README, and a shell that runs their commands as they stand there.
+//! The runbooks in `docs/operating`, and a shell that runs their commands as they stand there.
 
 use std::env;
 use std::ffi::OsString;
@@ -21,7 +21,7 @@ const PROGRAMS: [&str; 6] = ["psql", "pg_dump", "pg_restore", "curl", "awk", "ba
 
 /// Where they lie.
 pub fn folder() -> PathBuf {
-    workspace().join(".runbooks")
+    workspace().join("docs/operating")
 }
 
 /// One of them.

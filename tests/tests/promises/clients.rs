@@ -1,4 +1,4 @@
-//! The clients that people copy: the README's, and the two of the Node server's own documentation.
+//! The clients that people copy: those of the documents, and the two of the Node server's own.
 
 use tests::{NodeRun, Stack};
 

@@ -1,5 +1,5 @@
 //! A disk that is really full, under NATS and under Postgres: what was accepted stays, readiness says what is
-//! wrong, and `.runbooks/full-disk.md` mends it.
+//! wrong, and `docs/operating/full-disk.md` mends it.
 
 use std::time::Duration;
 

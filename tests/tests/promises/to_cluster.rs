@@ -1,4 +1,4 @@
-//! `.runbooks/cluster.md`, step by step: from one NATS server to three, while clients talk.
+//! `docs/operating/cluster.md`, step by step: from one NATS server to three, while clients talk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -117,7 +117,7 @@ async fn move_over(stack: &Stack, shell: &Shell, members: &[Arc<Member>]) {
         service.set_env("LOG_REPLICAS", "3");
     }
     stack.start_services().await;
-    let [back_up, _, _] = blocks("restore.md").try_into().expect("three blocks");
+    let [back_up, _, _] = blocks("backup.md").try_into().expect("three blocks");
     shell.run(stack, &back_up).await;
     stack.nats().kill().await;
 }
