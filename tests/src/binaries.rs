@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -78,8 +78,13 @@ pub fn machine() -> Machine {
     Binaries::get().machine()
 }
 
-/// The folder of the whole project.
-pub(crate) fn workspace() -> &'static Path {
-    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    crate_folder.parent().unwrap_or(crate_folder)
+/// The folder of the whole project: of the package that cargo runs, if it runs us. Of two checkouts that share a
+/// target folder, or a copy of one, the other may have compiled us: cargo sees no difference.
+pub fn workspace() -> &'static Path {
+    static WORKSPACE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let run = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let package = run.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        must(package.parent().ok_or("no parent"), "looking for the project").to_path_buf()
+    });
+    &WORKSPACE
 }

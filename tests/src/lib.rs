@@ -39,7 +39,7 @@ mod wire;
 
 pub use backups::Backups;
 pub use balancer::Balancer;
-pub use binaries::{machine, program};
+pub use binaries::{machine, program, workspace};
 pub use builder::{Builder, Link};
 pub use conversation::Conversation;
 pub use database::Database;
