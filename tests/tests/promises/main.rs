@@ -38,5 +38,6 @@ mod roles;
 mod runbooks;
 mod settings;
 mod stopping;
+mod systemd;
 mod to_cluster;
 mod up;
