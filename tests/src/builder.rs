@@ -15,16 +15,16 @@ use crate::backend::Backend;
 use crate::binaries::Binaries;
 use crate::database::Database;
 use crate::disk::Disk;
+use crate::proxy::Proxy;
 use crate::server::{Nats, Postgres};
 use crate::service::{Place, Service};
 use crate::stack::Stack;
 use crate::wait::must;
-use crate::wire::Wire;
 
 /// What a service inherits from the tests; all else would make a test depend on who runs it.
 const INHERITED: [&str; 5] = ["PATH", "HOME", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE"];
 
-/// A connection between two programs where a [`Wire`] can be put; every process has its own.
+/// A connection between two programs where a [`Proxy`] can be put; every process has its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Link {
     /// From a gateway to NATS.
@@ -54,7 +54,7 @@ pub struct Builder {
     env: Variables,
     gateway_env: Variables,
     persister_env: Variables,
-    wires: Vec<Link>,
+    proxies: Vec<Link>,
     postgres: Source,
     empty_database: bool,
     start_services: bool,
@@ -74,7 +74,7 @@ impl Default for Builder {
             env: vec![("LIMITS".into(), "off".into())],
             gateway_env: Vec::new(),
             persister_env: Vec::new(),
-            wires: Vec::new(),
+            proxies: Vec::new(),
             postgres: Source::Shared,
             empty_database: false,
             start_services: true,
@@ -122,10 +122,10 @@ impl Builder {
         self
     }
 
-    /// Puts a wire into this connection of every process that has it.
+    /// Puts a proxy into this connection of every process that has it.
     #[must_use]
-    pub fn wire(mut self, link: Link) -> Self {
-        self.wires.push(link);
+    pub fn proxy(mut self, link: Link) -> Self {
+        self.proxies.push(link);
         self
     }
 
@@ -209,10 +209,11 @@ impl Builder {
             database: database.url(),
             nats: urls.join(","),
         };
-        let (gateways, gateway_wires) = maker.services(Kind::Gateway, self.gateways).await;
-        let (persisters, persister_wires) = maker.services(Kind::Persister, self.persisters).await;
-        let wires = gateway_wires.into_iter().chain(persister_wires).collect();
-        let stack = Stack { gateways, persisters, wires, database, nats, others, postgres, home };
+        let (gateways, gateway_proxies) = maker.services(Kind::Gateway, self.gateways).await;
+        let (persisters, persister_proxies) =
+            maker.services(Kind::Persister, self.persisters).await;
+        let proxies = gateway_proxies.into_iter().chain(persister_proxies).collect();
+        let stack = Stack { gateways, persisters, proxies, database, nats, others, postgres, home };
         if self.start_services {
             stack.start_services().await;
         }
@@ -291,7 +292,7 @@ impl Kind {
     }
 }
 
-type Wires = BTreeMap<(Link, usize), Wire>;
+type Proxies = BTreeMap<(Link, usize), Proxy>;
 
 /// What all services of a stack have in common.
 struct Maker<'a> {
@@ -303,30 +304,36 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    async fn services(&self, kind: Kind, count: usize) -> (Vec<Service>, Wires) {
-        let mut wires = Wires::new();
+    async fn services(&self, kind: Kind, count: usize) -> (Vec<Service>, Proxies) {
+        let mut proxies = Proxies::new();
         let mut services = Vec::new();
         let mut places = Vec::new();
         for index in 0..count {
             let place = self.place(kind, index, places.first());
             places.push(place.clone());
             let (nats, postgres) = kind.links();
-            let nats = self.through(nats, index, &self.nats, &mut wires).await;
-            let postgres = self.through(postgres, index, self.database, &mut wires).await;
+            let nats = self.through(nats, index, &self.nats, &mut proxies).await;
+            let postgres = self.through(postgres, index, self.database, &mut proxies).await;
             services.push(self.service(kind, index, place, (&nats, &postgres)));
         }
-        (services, wires)
+        (services, proxies)
     }
 
-    /// The URL to use: the server's own, or that of a wire to it.
-    async fn through(&self, link: Link, index: usize, server: &str, wires: &mut Wires) -> String {
-        if !self.plan.wires.contains(&link) {
+    /// The URL to use: the server's own, or that of a proxy to it.
+    async fn through(
+        &self,
+        link: Link,
+        index: usize,
+        server: &str,
+        proxies: &mut Proxies,
+    ) -> String {
+        if !self.plan.proxies.contains(&link) {
             return server.to_owned();
         }
         let mut url = must(Url::parse(server), "the URL of a server");
-        let wire = Wire::to(must(url.port().ok_or("no port"), "the URL of a server")).await;
-        must(url.set_port(Some(wire.port())), "the URL of a wire");
-        wires.insert((link, index), wire);
+        let proxy = Proxy::to(must(url.port().ok_or("no port"), "the URL of a server")).await;
+        must(url.set_port(Some(proxy.port())), "the URL of a proxy");
+        proxies.insert((link, index), proxy);
         url.into()
     }
 

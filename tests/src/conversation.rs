@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::Value;
 
-use crate::puppet::{Client, Puppet, Talk};
+use crate::js_client::{Client, JsClients, Talk};
 use crate::stack::Stack;
 use crate::wait::{eventually, must};
 
@@ -27,19 +27,19 @@ pub struct Conversation {
 
 impl Conversation {
     /// Begins to talk through the first gateway.
-    pub async fn begin(stack: &Stack, puppet: &Puppet) -> Self {
-        Self::begin_on(stack, puppet, 0).await
+    pub async fn begin(stack: &Stack, js_clients: &JsClients) -> Self {
+        Self::begin_on(stack, js_clients, 0).await
     }
 
     /// Begins to talk through a gateway, counted from 0.
-    pub async fn begin_on(stack: &Stack, puppet: &Puppet, gateway: usize) -> Self {
-        Self::begin_at(&stack.gateway(gateway).url(""), puppet).await
+    pub async fn begin_on(stack: &Stack, js_clients: &JsClients, gateway: usize) -> Self {
+        Self::begin_at(&stack.gateway(gateway).url(""), js_clients).await
     }
 
     /// Begins to talk at this URL.
-    pub async fn begin_at(url: &str, puppet: &Puppet) -> Self {
-        let visitor = puppet.client(url, &["websocket"]).await;
-        let admin = puppet.client(url, &["polling"]).await;
+    pub async fn begin_at(url: &str, js_clients: &JsClients) -> Self {
+        let visitor = js_clients.client(url, &["websocket"]).await;
+        let admin = js_clients.client(url, &["polling"]).await;
         let session = text(&visitor.stay(None).await, "sessionId");
         admin.stay(Some(&session)).await;
         visitor.talk("user_message", &session, true).await;

@@ -15,10 +15,10 @@ use stack::tool;
 use crate::builder::{Builder, Link};
 use crate::database::Database;
 use crate::node::{NodeRun, node, node_test};
+use crate::proxy::Proxy;
 use crate::server::{Nats, Postgres};
 use crate::service::Service;
 use crate::wait::must;
-use crate::wire::Wire;
 
 /// Lines of each log to show when a test fails.
 const SHOWN: usize = 200;
@@ -33,7 +33,7 @@ pub struct Stack {
     // Dropped in this order: services before what they use, the folder last.
     pub(crate) gateways: Vec<Service>,
     pub(crate) persisters: Vec<Service>,
-    pub(crate) wires: BTreeMap<(Link, usize), Wire>,
+    pub(crate) proxies: BTreeMap<(Link, usize), Proxy>,
     pub(crate) database: Database,
     pub(crate) nats: Nats,
     pub(crate) others: Vec<Nats>,
@@ -91,18 +91,18 @@ impl Stack {
         )
     }
 
-    /// The wire of one process, counted from 0.
-    pub fn wire(&self, link: Link, index: usize) -> &Wire {
-        let wire = self.wires.get(&(link, index));
+    /// The proxy of one process, counted from 0.
+    pub fn proxy(&self, link: Link, index: usize) -> &Proxy {
+        let proxy = self.proxies.get(&(link, index));
         must(
-            wire.with_context(|| format!("the builder was not told `wire({link:?})`")),
-            "reaching for a wire",
+            proxy.with_context(|| format!("the builder was not told `proxy({link:?})`")),
+            "reaching for a proxy",
         )
     }
 
-    /// All wires in connections of this kind.
-    pub fn wires(&self, link: Link) -> impl Iterator<Item = &Wire> {
-        self.wires.iter().filter(move |((of, _), _)| *of == link).map(|(_, wire)| wire)
+    /// All proxies in connections of this kind.
+    pub fn proxies(&self, link: Link) -> impl Iterator<Item = &Proxy> {
+        self.proxies.iter().filter(move |((of, _), _)| *of == link).map(|(_, proxy)| proxy)
     }
 
     /// The URL of a path on the first gateway.
@@ -110,18 +110,18 @@ impl Stack {
         self.gateway(0).url(path)
     }
 
-    /// The database's URL, past all wires.
+    /// The database's URL, past all proxies.
     pub fn database_url(&self) -> &str {
         self.database.url()
     }
 
-    /// A pool on the database, past all wires; it connects when it is used.
+    /// A pool on the database, past all proxies; it connects when it is used.
     pub fn pool(&self) -> PgPool {
         let options = PgPoolOptions::new().max_connections(POOL).acquire_timeout(CONNECTS_WITHIN);
         must(options.connect_lazy(self.database_url()), "a pool")
     }
 
-    /// A client of the nats-servers, past all wires.
+    /// A client of the nats-servers, past all proxies.
     pub async fn nats_client(&self) -> async_nats::Client {
         let urls: Vec<_> = self.nats_servers().map(Nats::url).collect();
         must(async_nats::connect(urls).await, "connecting to NATS")

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
 use tokio::time::{interval, sleep};
 
-use crate::lean::Lean;
+use crate::socket_client::SocketClient;
 
 /// Where attacks come from; the neighbours are on 127.0.0.1.
 const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
@@ -124,7 +124,7 @@ async fn slow_headers(server: SocketAddr, done: Arc<Done>) -> Result<()> {
 }
 
 async fn idle(server: SocketAddr, done: Arc<Done>) -> Result<()> {
-    let mut socket = Lean::connect_from(server, Some(FROM)).await?;
+    let mut socket = SocketClient::connect_from(server, Some(FROM)).await?;
     add(&done.taken, 1);
     loop {
         socket.next().await?;
@@ -149,7 +149,7 @@ async fn sessions(server: SocketAddr, done: Arc<Done>) {
 }
 
 async fn session(server: SocketAddr, done: &Done) -> Result<()> {
-    let mut socket = Lean::connect_from(server, Some(FROM)).await?;
+    let mut socket = SocketClient::connect_from(server, Some(FROM)).await?;
     socket.emit(0, "init_session", json!({})).await?;
     let answer = socket.next().await?;
     if answer.contains("rate_limited") {
@@ -160,7 +160,7 @@ async fn session(server: SocketAddr, done: &Done) -> Result<()> {
 }
 
 async fn messages(server: SocketAddr, done: Arc<Done>) -> Result<()> {
-    let mut socket = Lean::connect_from(server, Some(FROM)).await?;
+    let mut socket = SocketClient::connect_from(server, Some(FROM)).await?;
     socket.emit(0, "init_session", json!({})).await?;
     let joined: Value = serde_json::from_str(socket.next().await?.trim_start_matches("430"))?;
     let payload = json!({ "sessionId": joined[0]["sessionId"], "content": "x".repeat(100) });

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
-use crate::lean::Lean;
+use crate::socket_client::SocketClient;
 
 /// Visitors, each in a session of its own.
 const VISITORS: usize = 10;
@@ -40,7 +40,7 @@ pub(super) async fn watch(server: SocketAddr, time: Duration) -> Result<Noticed>
 }
 
 async fn talk(server: SocketAddr, until: Instant) -> Result<Vec<(Duration, Duration)>> {
-    let mut socket = Lean::connect(server).await?;
+    let mut socket = SocketClient::connect(server).await?;
     socket.emit(0, "init_session", json!({})).await?;
     let joined = timeout(PATIENCE, socket.next()).await.context("no session")??;
     let joined: Value = serde_json::from_str(joined.trim_start_matches("430"))?;
@@ -56,7 +56,7 @@ async fn talk(server: SocketAddr, until: Instant) -> Result<Vec<(Duration, Durat
 }
 
 /// How long it takes until the ack is here, and until the message is.
-async fn answered(socket: &mut Lean) -> Result<(Duration, Duration)> {
+async fn answered(socket: &mut SocketClient) -> Result<(Duration, Duration)> {
     let start = Instant::now();
     let (mut ack, mut message) = (None, None);
     loop {

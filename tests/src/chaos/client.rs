@@ -272,7 +272,7 @@ impl Client {
 
 /// Opens a session: its id, and the connection that is in it.
 pub(super) async fn open(world: &World, turn: usize) -> Result<(String, usize, Socket)> {
-    let (gateway, mut socket) = Way::Lean.connect(&world.stack, turn).await?;
+    let (gateway, mut socket) = Way::Rust.connect(&world.stack, turn).await?;
     let asked = socket.emit("init_session", json!({})).await?;
     let Packet::Ack(number, answer) = timeout(JOINS_WITHIN, socket.next()).await?? else {
         bail!("no answer to init_session")

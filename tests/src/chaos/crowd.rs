@@ -128,8 +128,8 @@ fn members(
     lives: Duration,
 ) -> Vec<Client> {
     let until = Instant::now() + lives;
-    let visitor = |number| (Role::Visitor, format!("{name}.v{number}"), Way::Lean);
-    let admin = |number| (Role::Admin, format!("{name}.a{number}"), Way::Lean);
+    let visitor = |number| (Role::Visitor, format!("{name}.v{number}"), Way::Rust);
+    let admin = |number| (Role::Admin, format!("{name}.a{number}"), Way::Rust);
     let other = |(number, way): (usize, &Way)| {
         let role = if number / 2 % 2 == 0 { Role::Visitor } else { Role::Admin };
         (role, format!("{name}.o{number}"), way.clone())

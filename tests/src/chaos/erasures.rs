@@ -100,7 +100,7 @@ impl Doomed {
                 continue;
             }
             turn += 1;
-            match Way::Lean.connect(&self.world.stack, turn).await {
+            match Way::Rust.connect(&self.world.stack, turn).await {
                 Ok((_, another)) => socket = another,
                 Err(_) => sleep(AGAIN).await,
             }

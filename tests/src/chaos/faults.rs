@@ -84,8 +84,8 @@ impl Faults {
             What::Kill(target) => self.kill(target, lasts).await,
             What::Stop(target) => self.stop(target, lasts).await,
             What::Pause(target) => self.pause(target, lasts).await,
-            What::Cut(link, index) => self.part(link, index, lasts, crate::Wire::cut).await,
-            What::Freeze(link, index) => self.part(link, index, lasts, crate::Wire::freeze).await,
+            What::Cut(link, index) => self.part(link, index, lasts, crate::Proxy::cut).await,
+            What::Freeze(link, index) => self.part(link, index, lasts, crate::Proxy::freeze).await,
             What::Fill { stopped } => self.fill(stopped, lasts).await?,
             What::Leave { percent, salt } => {
                 self.world.leave.send_replace(Leave::new(percent, salt, lasts));
@@ -188,11 +188,11 @@ impl Faults {
         }
     }
 
-    async fn part(&self, link: Link, index: usize, lasts: Duration, part: fn(&crate::Wire)) {
-        let wire = self.world.stack.wire(link, index);
-        part(wire);
+    async fn part(&self, link: Link, index: usize, lasts: Duration, part: fn(&crate::Proxy)) {
+        let proxy = self.world.stack.proxy(link, index);
+        part(proxy);
         sleep(lasts).await;
-        wire.mend();
+        proxy.mend();
     }
 
     async fn fill(&self, stopped: bool, lasts: Duration) -> Result<()> {

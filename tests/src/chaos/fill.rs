@@ -28,7 +28,7 @@ const PUBLISHES_WITHIN: Duration = Duration::from_secs(10);
 /// Looks whether the log is full still.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The way into the log, past all wires.
+/// The way into the log, past all proxies.
 #[derive(Debug)]
 pub(super) struct Filler {
     log: jetstream::Context,

@@ -125,10 +125,10 @@ async fn stack(arguments: &Arguments) -> Stack {
         .nats_sync_interval("2m")
         .env("LOG_MAX_BYTES", LOG_MAX_BYTES)
         .persister_env("LOG_KEEP", LOG_KEEP)
-        .wire(Link::GatewayNats)
-        .wire(Link::GatewayPostgres)
-        .wire(Link::PersisterNats)
-        .wire(Link::PersisterPostgres);
+        .proxy(Link::GatewayNats)
+        .proxy(Link::GatewayPostgres)
+        .proxy(Link::PersisterNats)
+        .proxy(Link::PersisterPostgres);
     builder.start().await
 }
 

@@ -35,9 +35,9 @@ pub(super) enum What {
     Stop(Target),
     /// SIGSTOP and SIGCONT.
     Pause(Target),
-    /// A closed wire.
+    /// A closed proxy.
     Cut(Link, usize),
-    /// A wire that carries nothing.
+    /// A proxy that carries nothing.
     Freeze(Link, usize),
     /// The persisters are frozen or stopped and the log is filled to its brim.
     Fill { stopped: bool },
@@ -434,8 +434,8 @@ impl fmt::Display for What {
             Self::Kill(target) => write!(f, "kill {target}"),
             Self::Stop(target) => write!(f, "stop {target}"),
             Self::Pause(target) => write!(f, "pause {target}"),
-            Self::Cut(wire, index) => write!(f, "cut {}-{index}", link(wire)),
-            Self::Freeze(wire, index) => write!(f, "freeze {}-{index}", link(wire)),
+            Self::Cut(proxy, index) => write!(f, "cut {}-{index}", link(proxy)),
+            Self::Freeze(proxy, index) => write!(f, "freeze {}-{index}", link(proxy)),
             Self::Fill { stopped: true } => f.write_str("fill log, persisters stopped"),
             Self::Fill { stopped: false } => f.write_str("fill log, persisters paused"),
             Self::Restore => f.write_str("restore dump"),

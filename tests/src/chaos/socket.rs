@@ -1,4 +1,4 @@
-//! Connections of clients: of the real JavaScript client, or lean ones.
+//! Connections of clients: of the real JavaScript client, or our own.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -6,7 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::{Stack, lean};
+use crate::Stack;
+use crate::socket_client::SocketClient;
 
 use super::javascript::{JsClient, JsSocket};
 
@@ -16,8 +17,8 @@ const KIND: usize = 2;
 /// How a client connects.
 #[derive(Clone, Debug)]
 pub(super) enum Way {
-    /// Lean, to any gateway.
-    Lean,
+    /// By our own client, to any gateway.
+    Rust,
     /// By the JavaScript client, to its gateway.
     Javascript(Arc<JsClient>),
 }
@@ -25,14 +26,14 @@ pub(super) enum Way {
 /// A connected client; dropping it is going away without a word.
 #[derive(Debug)]
 pub(super) enum Socket {
-    Lean(Box<Lean>),
+    Rust(Box<RustSocket>),
     Javascript(JsSocket),
 }
 
 /// A connection of our own.
 #[derive(Debug)]
-pub(super) struct Lean {
-    wire: lean::Lean,
+pub(super) struct RustSocket {
+    client: SocketClient,
     asked: u64,
 }
 
@@ -50,11 +51,11 @@ impl Way {
     pub(super) async fn connect(&self, stack: &Stack, turn: usize) -> Result<(usize, Socket)> {
         let gateways = stack.gateways();
         let (gateway, socket) = match self {
-            Self::Lean => {
+            Self::Rust => {
                 let gateway = turn % gateways.len();
                 let server = SocketAddr::from((Ipv4Addr::LOCALHOST, gateways[gateway].port()));
-                let wire = lean::Lean::connect(server).await?;
-                (gateway, Socket::Lean(Box::new(Lean { wire, asked: 0 })))
+                let client = SocketClient::connect(server).await?;
+                (gateway, Socket::Rust(Box::new(RustSocket { client, asked: 0 })))
             }
             Self::Javascript(client) => {
                 let gateway = client.gateway(gateways.len());
@@ -70,7 +71,7 @@ impl Socket {
     /// Emits an event; the number of the ack that it asks for.
     pub(super) async fn emit(&mut self, event: &str, data: Value) -> Result<u64> {
         match self {
-            Self::Lean(lean) => lean.emit(event, data).await,
+            Self::Rust(rust) => rust.emit(event, data).await,
             Self::Javascript(javascript) => javascript.emit(event, &data),
         }
     }
@@ -78,22 +79,22 @@ impl Socket {
     /// The next packet that says something. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Result<Packet> {
         match self {
-            Self::Lean(lean) => lean.next().await,
+            Self::Rust(rust) => rust.next().await,
             Self::Javascript(javascript) => javascript.next().await,
         }
     }
 }
 
-impl Lean {
+impl RustSocket {
     async fn emit(&mut self, event: &str, data: Value) -> Result<u64> {
         let number = self.asked;
         self.asked += 1;
-        self.wire.emit(number, event, data).await?;
+        self.client.emit(number, event, data).await?;
         Ok(number)
     }
 
     async fn next(&mut self) -> Result<Packet> {
-        let text = self.wire.next().await?;
+        let text = self.client.next().await?;
         match text.split_at(KIND) {
             ("42", event) => event_of(event),
             (_, ack) => ack_of(ack),

@@ -14,7 +14,7 @@ const TAIL: Duration = Duration::from_secs(3);
 const TAKEOVER: Duration = Duration::from_secs(6);
 /// A worker that is asked to stop hands over at once.
 const HANDOVER: Duration = Duration::from_secs(1);
-/// Delivery goes on this long after NATS, Postgres or a wire came back.
+/// Delivery goes on this long after NATS, Postgres or a proxy came back.
 const RESUMES: Duration = Duration::from_secs(5);
 /// The persisters find out that the database is another one, and replay.
 const REPLAY: Duration = Duration::from_secs(10);

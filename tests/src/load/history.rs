@@ -176,7 +176,7 @@ impl Reader {
         Ok(Self { stream, server, buffer: Vec::with_capacity(BUFFER) })
     }
 
-    /// Bytes of the answer's body, as they came over the wire.
+    /// Bytes of the answer's body, as they came over the network.
     async fn get(&mut self, path: &str) -> Result<u64> {
         let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.server);
         self.stream.write_all(request.as_bytes()).await?;

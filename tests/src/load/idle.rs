@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::sleep;
 
-use crate::lean::Lean;
+use crate::socket_client::SocketClient;
 
 use super::arguments::Idle;
 use super::figures::{Figures, Unit, float};
@@ -29,7 +29,7 @@ pub(super) async fn measure(target: &Target, idle: &Idle) -> Result<Figures> {
     let first = connect(target, 0, idle).await?;
     sleep(SETTLES).await;
     let (memory, cpu) = (gateways.memory()?, gateways.cpu_time()?);
-    let clients: Vec<Lean> = stream::iter(1..=idle.connections)
+    let clients: Vec<SocketClient> = stream::iter(1..=idle.connections)
         .map(|number| connect(target, number, idle))
         .buffer_unordered(JOIN_AT_ONCE)
         .try_collect()
@@ -46,14 +46,14 @@ pub(super) async fn measure(target: &Target, idle: &Idle) -> Result<Figures> {
     Ok(figures)
 }
 
-async fn connect(target: &Target, number: usize, idle: &Idle) -> Result<Lean> {
+async fn connect(target: &Target, number: usize, idle: &Idle) -> Result<SocketClient> {
     let server = target.addresses[number % target.addresses.len()];
     let from = server.ip().is_loopback().then(|| address(number / OF_ONE_ADDRESS));
-    let mut lean = Lean::connect_from(server, from).await?;
+    let mut client = SocketClient::connect_from(server, from).await?;
     if !idle.without_session {
-        init(&mut lean, None).await?;
+        init(&mut client, None).await?;
     }
-    Ok(lean)
+    Ok(client)
 }
 
 /// One of the sixteen million addresses of the loopback network.

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::lean::Lean;
+use crate::socket_client::SocketClient;
 
 use super::account::{Faults, Shown};
 use super::arguments::Crowd;
@@ -106,9 +106,10 @@ impl Conversation {
         let phase = watch::Sender::new(Phase::Talking);
         let mut talkers = JoinSet::new();
         let mut paced = Vec::new();
-        let members =
-            joined.into_iter().flat_map(|(session, pair)| pair.map(|lean| (session.clone(), lean)));
-        for (number, (session, lean)) in members.enumerate() {
+        let members = joined
+            .into_iter()
+            .flat_map(|(session, pair)| pair.map(|client| (session.clone(), client)));
+        for (number, (session, client)) in members.enumerate() {
             let pace = match load {
                 Load::Closed(most) => Pace::InFlight(most),
                 Load::Open { .. } => {
@@ -118,7 +119,7 @@ impl Conversation {
                 }
             };
             let talker = Talker::new(&tally, &session, number, pace, phase.subscribe());
-            talkers.spawn_local(talker.run(lean));
+            talkers.spawn_local(talker.run(client));
         }
         if let Load::Open { rate, burst } = load {
             pacer::start(rate, burst, paced);
@@ -171,7 +172,7 @@ impl Conversation {
 }
 
 /// Two members of one session, each at a gateway in turn.
-async fn pair(target: &Target, number: usize) -> Result<(String, [Lean; MEMBERS])> {
+async fn pair(target: &Target, number: usize) -> Result<(String, [SocketClient; MEMBERS])> {
     let address = |member| target.addresses[(number + member) % target.addresses.len()];
     let (first, session) = join(address(0), None).await?;
     let (second, _) = join(address(1), Some(&session)).await?;

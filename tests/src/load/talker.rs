@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc::UnboundedReceiver, watch};
 
-use crate::lean::Lean;
+use crate::socket_client::SocketClient;
 
 use super::account::{Name, Shown};
 use super::tally::{Tally, add};
@@ -58,16 +58,19 @@ pub(super) struct Talker {
 }
 
 /// Joins a session, or opens one.
-pub(super) async fn join(server: SocketAddr, session: Option<&str>) -> Result<(Lean, String)> {
-    let mut lean = Lean::connect(server).await?;
-    let session = init(&mut lean, session).await?;
-    Ok((lean, session))
+pub(super) async fn join(
+    server: SocketAddr,
+    session: Option<&str>,
+) -> Result<(SocketClient, String)> {
+    let mut client = SocketClient::connect(server).await?;
+    let session = init(&mut client, session).await?;
+    Ok((client, session))
 }
 
 /// Emits `init_session`; the id in the answer.
-pub(super) async fn init(lean: &mut Lean, session: Option<&str>) -> Result<String> {
-    lean.emit(0, "init_session", json!({"sessionId": session})).await?;
-    let text = lean.next().await?;
+pub(super) async fn init(client: &mut SocketClient, session: Option<&str>) -> Result<String> {
+    client.emit(0, "init_session", json!({"sessionId": session})).await?;
+    let text = client.next().await?;
     let ack = text.strip_prefix("430").with_context(|| format!("no answer: {text}"))?;
     let ack: Value = serde_json::from_str(ack)?;
     let given = ack[0]["sessionId"].as_str().with_context(|| format!("no session: {ack}"))?;
@@ -104,15 +107,15 @@ impl Talker {
     }
 
     /// Talks and listens until the end.
-    pub(super) async fn run(mut self, mut lean: Lean) -> Self {
-        if let Err(error) = self.talk(&mut lean).await {
+    pub(super) async fn run(mut self, mut client: SocketClient) -> Self {
+        if let Err(error) = self.talk(&mut client).await {
             self.ended = Some(format!("{error:#}"));
         }
         self
     }
 
-    async fn talk(&mut self, lean: &mut Lean) -> Result<()> {
-        self.fill(lean).await?;
+    async fn talk(&mut self, client: &mut SocketClient) -> Result<()> {
+        self.fill(client).await?;
         loop {
             let talking = *self.phase.borrow() == Phase::Talking;
             let due = match &mut self.pace {
@@ -127,24 +130,24 @@ impl Talker {
                         return Ok(());
                     }
                 }
-                packet = lean.next() => self.on_packet(&packet?)?,
-                Some(due) = next_due(due) => self.put(lean, due).await?,
+                packet = client.next() => self.on_packet(&packet?)?,
+                Some(due) = next_due(due) => self.put(client, due).await?,
             }
             // What came together is answered together.
-            while let Some(packet) = lean.next_now() {
+            while let Some(packet) = client.next_now() {
                 self.on_packet(&packet?)?;
             }
-            self.fill(lean).await?;
+            self.fill(client).await?;
         }
     }
 
     /// Sends what may be sent now.
-    async fn fill(&mut self, lean: &mut Lean) -> Result<()> {
+    async fn fill(&mut self, client: &mut SocketClient) -> Result<()> {
         let talking = *self.phase.borrow() == Phase::Talking;
         while let Some(due) = self.next_now().filter(|_| talking) {
-            self.put(lean, due).await?;
+            self.put(client, due).await?;
         }
-        lean.flush().await
+        client.flush().await
     }
 
     fn next_now(&mut self) -> Option<Instant> {
@@ -154,7 +157,7 @@ impl Talker {
         }
     }
 
-    async fn put(&mut self, lean: &mut Lean, due: Instant) -> Result<()> {
+    async fn put(&mut self, client: &mut SocketClient, due: Instant) -> Result<()> {
         let (number, session) = (self.sent(), &self.session);
         let event =
             if self.number.is_multiple_of(MEMBERS) { "user_message" } else { "admin_message" };
@@ -164,7 +167,7 @@ impl Talker {
         add(&self.tally.sent);
         let packet =
             format!(r#"42{number}["{event}",{{"sessionId":"{session}","content":"{content}"}}]"#);
-        lean.put(packet).await
+        client.put(packet).await
     }
 
     fn on_packet(&mut self, packet: &str) -> Result<()> {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{Balancer, Builder, Client, Conversation, Puppet, Service, Stack, Talk, eventually};
+use tests::{Balancer, Builder, Client, Conversation, JsClients, Service, Stack, Talk, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
 /// One look at a gateway every half second, and two that fail.
@@ -38,10 +38,14 @@ async fn say(client: &Client, session: &str, content: &str) -> Value {
 }
 
 /// Clients in sessions of their own.
-async fn crowd(balancer: &Balancer, puppet: &Puppet, transport: &str) -> Vec<(Client, String)> {
+async fn crowd(
+    balancer: &Balancer,
+    js_clients: &JsClients,
+    transport: &str,
+) -> Vec<(Client, String)> {
     let mut crowd = Vec::new();
     for _ in 0..CLIENTS {
-        let client = puppet.client(&balancer.url(""), &[transport]).await;
+        let client = js_clients.client(&balancer.url(""), &[transport]).await;
         let session = enter(&client).await;
         crowd.push((client, session));
     }
@@ -77,8 +81,8 @@ async fn a_client_is_where_it_is_and_not_where_it_says() {
 #[tokio::test]
 async fn clients_are_spread_over_the_gateways_and_those_that_poll_stay_with_theirs() {
     let (stack, balancer) = start().await;
-    let puppet = Puppet::start().await;
-    let crowd = crowd(&balancer, &puppet, "polling").await;
+    let js_clients = JsClients::start().await;
+    let crowd = crowd(&balancer, &js_clients, "polling").await;
     for gateway in stack.gateways() {
         assert_eq!(sockets(gateway).await, CLIENTS / 2, "{}", gateway.name());
     }
@@ -96,15 +100,15 @@ async fn clients_are_spread_over_the_gateways_and_those_that_poll_stay_with_thei
 #[tokio::test]
 async fn gateways_that_come_and_go_are_found_by_name() {
     let (stack, balancer) = start().await;
-    let puppet = Puppet::start().await;
+    let js_clients = JsClients::start().await;
     let [first, second]: [Ipv4Addr; 2] = [0, 1].map(|index| stack.gateway(index).address());
     balancer.set_addresses(vec![first]);
     balancer.knows(1).await;
-    let before = crowd(&balancer, &puppet, "websocket").await;
+    let before = crowd(&balancer, &js_clients, "websocket").await;
     assert_eq!(sockets(stack.gateway(1)).await, 0);
     balancer.set_addresses(vec![second, first]);
     balancer.knows(2).await;
-    crowd(&balancer, &puppet, "websocket").await;
+    crowd(&balancer, &js_clients, "websocket").await;
     assert_eq!(sockets(stack.gateway(1)).await, CLIENTS);
     for (client, _) in &before {
         assert_eq!(client.seen("disconnect").await, Vec::<Value>::new());
@@ -121,10 +125,10 @@ async fn end(conversations: Vec<Conversation>, stack: &Stack) {
     }
 }
 
-async fn conversations(balancer: &Balancer, puppet: &Puppet) -> Vec<Conversation> {
+async fn conversations(balancer: &Balancer, js_clients: &JsClients) -> Vec<Conversation> {
     let mut conversations = Vec::new();
     for _ in 0..4 {
-        conversations.push(Conversation::begin_at(&balancer.url(""), puppet).await);
+        conversations.push(Conversation::begin_at(&balancer.url(""), js_clients).await);
     }
     conversations
 }
@@ -132,8 +136,8 @@ async fn conversations(balancer: &Balancer, puppet: &Puppet) -> Vec<Conversation
 /// Everybody goes on talking while each process behind it is taken down in turn.
 async fn take_down_in_turn(take_down: impl AsyncFn(&Service)) {
     let (stack, balancer) = start().await;
-    let puppet = Puppet::start().await;
-    let conversations = conversations(&balancer, &puppet).await;
+    let js_clients = JsClients::start().await;
+    let conversations = conversations(&balancer, &js_clients).await;
     for service in stack.gateways().iter().chain(stack.persisters()) {
         take_down(service).await;
         for conversation in &conversations {
@@ -161,8 +165,8 @@ async fn every_process_behind_it_may_be_killed_in_turn() {
 #[tokio::test]
 async fn a_gateway_that_drains_is_given_nobody_and_keeps_whom_it_has() {
     let (stack, balancer) = start().await;
-    let puppet = Puppet::start().await;
-    let client = puppet.client(&balancer.url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let client = js_clients.client(&balancer.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     let mut gateways = [stack.gateway(0), stack.gateway(1)];
     if sockets(gateways[0]).await == 0 {
@@ -200,8 +204,8 @@ async fn a_gateway_that_drains_is_given_nobody_and_keeps_whom_it_has() {
 async fn while_postgres_is_away_clients_reach_the_gateways() {
     let stack = scaled().own_postgres().start().await;
     let balancer = Balancer::start(&stack, "").await;
-    let puppet = Puppet::start().await;
-    let client = puppet.client(&balancer.url(""), &["polling"]).await;
+    let js_clients = JsClients::start().await;
+    let client = js_clients.client(&balancer.url(""), &["polling"]).await;
     let session = enter(&client).await;
     stack.postgres().stop().await;
     let checked = async |gateway: &Service| {

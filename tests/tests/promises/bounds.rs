@@ -11,7 +11,7 @@ use shared::message::Sender;
 use shared::partition::PartitionCount;
 use shared::request::{NewMessage, Request};
 use shared::subjects;
-use tests::{Puppet, Stack, eventually};
+use tests::{JsClients, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
 /// A client that does not read is cut off within this time.
@@ -42,10 +42,10 @@ async fn sends_that_wait_for_a_frozen_nats_cost_bounded_memory() {
     const SOCKETS: u64 = 2;
     const MORE_THAN_A_LANE: usize = 5_000;
     let stack = Stack::start().await;
-    let puppet = Puppet::start().await;
+    let js_clients = JsClients::start().await;
     let mut clients = Vec::new();
     for _ in 0..SOCKETS {
-        let client = puppet.client(&stack.url(""), &["websocket"]).await;
+        let client = js_clients.client(&stack.url(""), &["websocket"]).await;
         let session = client.stay(None).await["sessionId"].clone();
         clients.push((client, json!({ "sessionId": session, "content": "x".repeat(500) })));
     }
@@ -68,10 +68,10 @@ async fn sends_beyond_what_may_wait_in_all_are_refused_before_those_that_wait_ha
     /// When the first that waits is answered, whatever NATS does.
     const WAITS_FOR: Duration = Duration::from_millis(4_500);
     let stack = Stack::start().await;
-    let puppet = Puppet::start().await;
+    let js_clients = JsClients::start().await;
     let mut clients = Vec::new();
     for _ in 0..SOCKETS {
-        let client = puppet.client(&stack.url(""), &["websocket"]).await;
+        let client = js_clients.client(&stack.url(""), &["websocket"]).await;
         let session = client.stay(None).await["sessionId"].clone();
         clients.push((client, json!({ "sessionId": session, "content": "hello" })));
     }
@@ -96,7 +96,7 @@ async fn a_gateway_keeps_nothing_of_what_is_said_while_postgres_is_away() {
     const ROUNDS: usize = 10;
     const AT_ONCE: usize = 1_000;
     let stack = Stack::builder().own_postgres().start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].clone();
     let payload = json!({ "sessionId": session, "content": "x".repeat(2_000) });
     let before = stack.gateway(0).resident_bytes();
@@ -121,7 +121,7 @@ async fn a_backlog_costs_a_persister_bounded_memory_while_postgres_is_away_and_a
     const RECORDS: u64 = 15_000;
     const AT_ONCE: u64 = 500;
     let stack = Stack::builder().own_postgres().start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     let session = SessionId::parse(&session).unwrap();
     let subject = subjects::request(PartitionCount::DEFAULT.partition_of(session), session);
@@ -164,9 +164,9 @@ fn bounded(what: &str, grown: u64, most: u64) {
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off_within_30_seconds_and_resumes() {
     let stack = Stack::builder().gateway_env("RUST_LOG", "info,gateway=debug").start().await;
-    let puppet = Puppet::start().await;
-    let reader = puppet.client(&stack.url(""), &["websocket"]).await;
-    let deaf = puppet.client(&stack.url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let reader = js_clients.client(&stack.url(""), &["websocket"]).await;
+    let deaf = js_clients.client(&stack.url(""), &["websocket"]).await;
     let session = reader.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     deaf.stay(Some(&session)).await;
     deaf.stop_reading().await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::stream::Stream;
-use tests::{Builder, Conversation, Nats, Puppet, Stack, eventually};
+use tests::{Builder, Conversation, JsClients, Nats, Stack, eventually};
 
 /// A server that comes back is given what it missed.
 const WHOLE_WITHIN: Duration = Duration::from_secs(30);
@@ -32,10 +32,10 @@ async fn leader<'a>(stack: &'a Stack, log: &Stream) -> &'a Nats {
     stack.nats_servers().find(leads).expect("a server of ours")
 }
 
-async fn conversations(stack: &Stack, puppet: &Puppet) -> Vec<Conversation> {
+async fn conversations(stack: &Stack, js_clients: &JsClients) -> Vec<Conversation> {
     let mut conversations = Vec::new();
     for number in 0..4 {
-        conversations.push(Conversation::begin_on(stack, puppet, number % 2).await);
+        conversations.push(Conversation::begin_on(stack, js_clients, number % 2).await);
     }
     conversations
 }
@@ -50,8 +50,8 @@ async fn is_delivered(conversations: &[Conversation]) {
 async fn the_server_that_leads_the_log_may_be_killed_again_and_again() {
     let stack = cluster().env("LOG_REPLICAS", "3").start().await;
     let log = log(&stack).await;
-    let puppet = Puppet::start().await;
-    let conversations = conversations(&stack, &puppet).await;
+    let js_clients = JsClients::start().await;
+    let conversations = conversations(&stack, &js_clients).await;
     for _ in 0..3 {
         let leader = leader(&stack, &log).await;
         leader.kill().await;
@@ -67,8 +67,8 @@ async fn the_server_that_leads_the_log_may_be_killed_again_and_again() {
 async fn every_server_may_be_stopped_in_turn() {
     let stack = cluster().env("LOG_REPLICAS", "3").start().await;
     let log = log(&stack).await;
-    let puppet = Puppet::start().await;
-    let conversations = conversations(&stack, &puppet).await;
+    let js_clients = JsClients::start().await;
+    let conversations = conversations(&stack, &js_clients).await;
     for server in stack.nats_servers() {
         leader(&stack, &log).await;
         server.stop().await;
@@ -84,8 +84,8 @@ async fn every_server_may_be_stopped_in_turn() {
 async fn more_copies_of_the_log_are_made_by_a_restart_with_the_setting() {
     let stack = cluster().start().await;
     let log = log(&stack).await;
-    let puppet = Puppet::start().await;
-    let conversations = conversations(&stack, &puppet).await;
+    let js_clients = JsClients::start().await;
+    let conversations = conversations(&stack, &js_clients).await;
     is_delivered(&conversations).await;
     assert_eq!(log.cached_info().config.num_replicas, 1);
     for service in stack.persisters().iter().chain(stack.gateways()) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use shared::settings::Setting;
 use stack::find;
-use tests::{Conversation, Puppet, Stack, eventually};
+use tests::{Conversation, JsClients, Stack, eventually};
 use tokio::process::Command;
 use url::Url;
 
@@ -250,8 +250,8 @@ async fn the_services_are_users_who_may_little_at_a_first_start() {
 #[tokio::test]
 async fn a_volume_whose_services_were_the_owner_goes_on_and_passwords_may_change() {
     let stack = Stack::builder().own_postgres().start().await;
-    let puppet = Puppet::start().await;
-    let conversation = Conversation::begin(&stack, &puppet).await;
+    let js_clients = JsClients::start().await;
+    let conversation = Conversation::begin(&stack, &js_clients).await;
     conversation.is_delivered(5).await;
     for password in ["persister", "anotherOne2"] {
         // `docker compose up` runs these while the services of the release before still run.

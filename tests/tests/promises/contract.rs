@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use serde_json::Value;
-use tests::{Puppet, Stack};
+use tests::{JsClients, Stack};
 
 #[tokio::test]
 async fn sessions_are_opened_and_resumed_as_the_contract_says() {
@@ -46,7 +46,7 @@ async fn localhost_is_both_addresses_of_this_machine() {
 
 /// The `ip` that is stored for a visitor who comes by this URL.
 async fn address_of_a_client_of(stack: &Stack, url: &str) -> String {
-    let client = Puppet::start().await.client(url, &["websocket"]).await;
+    let client = JsClients::start().await.client(url, &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].clone();
     let chats = stack.http().get(stack.url("/api/chats")).send().await.unwrap();
     let chats: Vec<Value> = chats.json().await.unwrap();

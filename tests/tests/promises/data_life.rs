@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
-use tests::{Backups, Client, Conversation, Link, Puppet, Stack, eventually};
+use tests::{Backups, Client, Conversation, JsClients, Link, Stack, eventually};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
@@ -55,10 +55,10 @@ async fn erase(stack: &Stack, session: &str) {
 }
 
 /// A client of each gateway.
-async fn clients(stack: &Stack, puppet: &Puppet) -> Vec<Client> {
+async fn clients(stack: &Stack, js_clients: &JsClients) -> Vec<Client> {
     let mut clients = Vec::new();
     for gateway in stack.gateways() {
-        clients.push(puppet.client(&gateway.url(""), &["websocket"]).await);
+        clients.push(js_clients.client(&gateway.url(""), &["websocket"]).await);
     }
     clients
 }
@@ -86,8 +86,8 @@ async fn is_stored(stack: &Stack, session: &str, contents: &[&str]) {
 }
 
 /// Waits until nobody knows the session any more: no gateway, in none of their answers.
-async fn is_unknown_everywhere(stack: &Stack, puppet: &Puppet, session: &str) {
-    for (gateway, client) in clients(stack, puppet).await.iter().enumerate() {
+async fn is_unknown_everywhere(stack: &Stack, js_clients: &JsClients, session: &str) {
+    for (gateway, client) in clients(stack, js_clients).await.iter().enumerate() {
         eventually(SOON, "the session is unknown", async || {
             send(client, session, "is anybody there?").await["error"]["code"] == "session_not_found"
         })
@@ -189,11 +189,11 @@ async fn a_session_that_is_erased_while_both_sides_talk_is_gone_and_its_neighbou
 {
     // One partition: the neighbour's messages stand among those that are erased.
     let stack = Stack::builder().gateways(2).persisters(2).env("PARTITIONS", "1").start().await;
-    let puppet = Puppet::start().await;
-    let inbox = puppet.client(&stack.gateway(1).url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let inbox = js_clients.client(&stack.gateway(1).url(""), &["websocket"]).await;
     inbox.ask("admin-connect", json!({})).await;
-    let erased = Conversation::begin(&stack, &puppet).await;
-    let neighbour = Conversation::begin_on(&stack, &puppet, 1).await;
+    let erased = Conversation::begin(&stack, &js_clients).await;
+    let neighbour = Conversation::begin_on(&stack, &js_clients, 1).await;
     erased.is_delivered(20).await;
     let session = erased.session.as_str();
     say(&erased.visitor, session, "a confession").await;
@@ -208,7 +208,7 @@ async fn a_session_that_is_erased_while_both_sides_talk_is_gone_and_its_neighbou
     .await;
 
     erase(&stack, session).await;
-    is_unknown_everywhere(&stack, &puppet, session).await;
+    is_unknown_everywhere(&stack, &js_clients, session).await;
     for client in [&erased.visitor, &erased.admin] {
         let refused = client.refused().await + 3;
         eventually(SOON, "both are refused", async || client.refused().await >= refused).await;
@@ -231,7 +231,7 @@ async fn a_session_that_is_erased_while_both_sides_talk_is_gone_and_its_neighbou
 
     neighbour.is_delivered(20).await;
     restart(&stack).await;
-    is_unknown_everywhere(&stack, &puppet, session).await;
+    is_unknown_everywhere(&stack, &js_clients, session).await;
     neighbour.is_delivered(20).await;
     neighbour.end(&stack).await;
     is_nowhere(&stack, &[session, &key, "a confession"]).await;
@@ -246,8 +246,8 @@ async fn a_session_that_is_erased_while_both_sides_talk_is_gone_and_its_neighbou
 #[tokio::test]
 async fn what_stands_in_the_log_behind_an_erasure_is_refused_and_removed() {
     let stack = Stack::builder().gateways(2).start().await;
-    let puppet = Puppet::start().await;
-    let clients = clients(&stack, &puppet).await;
+    let js_clients = JsClients::start().await;
+    let clients = clients(&stack, &js_clients).await;
     let session = open(&clients[0]).await;
     let other = open(&clients[1]).await;
     say(&clients[0], &session, "before").await;
@@ -270,7 +270,7 @@ async fn what_stands_in_the_log_behind_an_erasure_is_refused_and_removed() {
         jetstream.publish(subject.clone(), record.into()).await.unwrap().await.unwrap();
     }
     stack.persister(0).start().await;
-    is_unknown_everywhere(&stack, &puppet, &session).await;
+    is_unknown_everywhere(&stack, &js_clients, &session).await;
     only_the_erasure_is_in_the_log(&stack, &session).await;
     for record in late() {
         jetstream.publish(subject.clone(), record.into()).await.unwrap().await.unwrap();
@@ -287,8 +287,8 @@ async fn what_stands_in_the_log_behind_an_erasure_is_refused_and_removed() {
 #[tokio::test]
 async fn gateways_take_nothing_more_for_a_session_before_its_erasure_is_done() {
     let stack = Stack::builder().gateways(2).start().await;
-    let puppet = Puppet::start().await;
-    let clients = clients(&stack, &puppet).await;
+    let js_clients = JsClients::start().await;
+    let clients = clients(&stack, &js_clients).await;
     for by_command in [true, false] {
         let session = open(&clients[0]).await;
         for client in &clients {
@@ -320,9 +320,9 @@ async fn gateways_take_nothing_more_for_a_session_before_its_erasure_is_done() {
 
 #[tokio::test]
 async fn a_gateway_that_hears_of_no_erasure_learns_of_it_by_itself() {
-    let stack = Stack::builder().gateways(2).wire(Link::GatewayNats).start().await;
-    let puppet = Puppet::start().await;
-    let clients = clients(&stack, &puppet).await;
+    let stack = Stack::builder().gateways(2).proxy(Link::GatewayNats).start().await;
+    let js_clients = JsClients::start().await;
+    let clients = clients(&stack, &js_clients).await;
     let session = open(&clients[0]).await;
     let other = open(&clients[1]).await;
     for client in &clients {
@@ -330,18 +330,18 @@ async fn a_gateway_that_hears_of_no_erasure_learns_of_it_by_itself() {
         say(client, &session, "hello").await;
     }
     is_stored(&stack, &session, &["hello", "hello"]).await;
-    stack.wire(Link::GatewayNats, 1).cut();
+    stack.proxy(Link::GatewayNats, 1).cut();
     erase(&stack, &session).await;
     is_nowhere(&stack, &[&session]).await;
     only_the_erasure_is_in_the_log(&stack, &session).await;
-    stack.wire(Link::GatewayNats, 1).mend();
+    stack.proxy(Link::GatewayNats, 1).mend();
     stack.gateway(1).ready().await;
     eventually(SOON, "it is refused there", async || {
         send(&clients[1], &session, "is anybody there?").await["error"]["code"]
             == "session_not_found"
     })
     .await;
-    is_unknown_everywhere(&stack, &puppet, &session).await;
+    is_unknown_everywhere(&stack, &js_clients, &session).await;
     say(&clients[1], &other, "life goes on").await;
     is_stored(&stack, &other, &["life goes on"]).await;
     is_nowhere(&stack, &[&session]).await;
@@ -351,8 +351,8 @@ async fn a_gateway_that_hears_of_no_erasure_learns_of_it_by_itself() {
 #[tokio::test]
 async fn a_database_restored_from_before_an_erasure_is_told_of_it_again() {
     let stack = Stack::builder().own_postgres().gateways(2).persisters(2).start().await;
-    let puppet = Puppet::start().await;
-    let clients = clients(&stack, &puppet).await;
+    let js_clients = JsClients::start().await;
+    let clients = clients(&stack, &js_clients).await;
     let database = Backups::of(&stack).await;
     // Once from before the session, once from the middle of it.
     for has_begun in [false, true] {
@@ -386,10 +386,10 @@ async fn a_database_restored_from_before_an_erasure_is_told_of_it_again() {
         // Stored behind the erasure, so that all of it was replayed.
         say(&clients[1], &other, "goodbye").await;
         is_stored(&stack, &other, &["small talk", "more of it", "goodbye"]).await;
-        is_unknown_everywhere(&stack, &puppet, &session).await;
+        is_unknown_everywhere(&stack, &js_clients, &session).await;
         is_nowhere(&stack, &[&session, &key, "a confession", "and another"]).await;
         restart(&stack).await;
-        is_unknown_everywhere(&stack, &puppet, &session).await;
+        is_unknown_everywhere(&stack, &js_clients, &session).await;
         is_nowhere(&stack, &[&session, &key, "a confession", "and another"]).await;
         only_the_erasure_is_in_the_log(&stack, &session).await;
     }
@@ -398,8 +398,8 @@ async fn a_database_restored_from_before_an_erasure_is_told_of_it_again() {
 #[tokio::test]
 async fn an_older_log_that_knows_nothing_of_an_erasure_brings_nothing_back() {
     let stack = Stack::start().await;
-    let puppet = Puppet::start().await;
-    let client = puppet.client(&stack.url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let client = js_clients.client(&stack.url(""), &["websocket"]).await;
     let session = open(&client).await;
     say(&client, &session, "a confession").await;
     is_stored(&stack, &session, &["a confession"]).await;
@@ -430,15 +430,15 @@ async fn an_older_log_that_knows_nothing_of_an_erasure_brings_nothing_back() {
         records(&log, &session).await.is_empty()
     })
     .await;
-    is_unknown_everywhere(&stack, &puppet, &session).await;
+    is_unknown_everywhere(&stack, &js_clients, &session).await;
     is_nowhere(&stack, &[&session, "a confession"]).await;
 }
 
 #[tokio::test]
 async fn persisters_that_are_killed_while_they_erase_leave_nothing() {
     let stack = Stack::builder().persisters(2).start().await;
-    let puppet = Puppet::start().await;
-    let client = puppet.client(&stack.url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let client = js_clients.client(&stack.url(""), &["websocket"]).await;
     let mut sessions = Vec::new();
     for _ in 0..30 {
         let session = open(&client).await;
@@ -485,8 +485,8 @@ fn uuids(count: usize) -> Vec<String> {
 #[tokio::test]
 async fn an_export_is_the_session_with_its_whole_history() {
     let stack = Stack::start().await;
-    let puppet = Puppet::start().await;
-    let client = puppet.client(&stack.url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let client = js_clients.client(&stack.url(""), &["websocket"]).await;
     let short = open(&client).await;
     say(&client, &short, "\"quoted\" } ü").await;
     is_stored(&stack, &short, &["\"quoted\" } ü"]).await;
@@ -568,14 +568,14 @@ async fn an_export_of_a_session_that_is_erased_meanwhile_does_not_look_complete(
 #[tokio::test]
 async fn the_command_erases_whatever_there_is_of_a_session_and_says_when_there_is_nothing() {
     let stack = Stack::start().await;
-    let puppet = Puppet::start().await;
-    let client = puppet.client(&stack.url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let client = js_clients.client(&stack.url(""), &["websocket"]).await;
     // More messages than one statement deletes.
     let long = uuids(1).remove(0);
     legacy(&stack.pool(), std::slice::from_ref(&long), 12_345, "1 day").await;
     assert_eq!(prints(&stack, &["erase", &long]).await, format!("erased {long}\n"));
     is_nowhere(&stack, &[&long, "legacy 1"]).await;
-    is_unknown_everywhere(&stack, &puppet, &long).await;
+    is_unknown_everywhere(&stack, &js_clients, &long).await;
 
     // Nothing but a record that could not be stored.
     let session = open(&client).await;
@@ -611,7 +611,7 @@ async fn left(pool: &PgPool, ids: &[String]) -> i64 {
 async fn a_prune_that_is_killed_goes_on_where_it_was_and_leaves_what_is_young() {
     let stack = Stack::start().await;
     let pool = stack.pool();
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let (old, empty, alive) = (uuids(900), uuids(50), uuids(150));
     let odd = vec!["visitor 7".to_owned()];
     legacy(&pool, &old, 3, "91 days").await;
@@ -650,7 +650,7 @@ async fn a_prune_that_is_killed_goes_on_where_it_was_and_leaves_what_is_young() 
 async fn a_session_that_comes_to_life_while_others_are_pruned_stays() {
     let stack = Stack::start().await;
     let pool = stack.pool();
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let old = uuids(20);
     legacy(&pool, &old, 1, "91 days").await;
     // In the log and not in Postgres yet.

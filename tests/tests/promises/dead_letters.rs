@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use serde_json::{Value, json};
-use tests::{Client, Puppet, Stack, eventually};
+use tests::{Client, JsClients, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -34,7 +34,7 @@ struct DeadLetter {
 impl Poisoned {
     async fn start() -> Self {
         let stack = Stack::start().await;
-        let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+        let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
         let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
         let jetstream = jetstream::new(stack.nats_client().await);
         let log = jetstream.get_stream("CHAT").await.unwrap();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tests::runbooks::{Shell, blocks};
-use tests::{Conversation, Disk, Puppet, Service, Stack, eventually};
+use tests::{Conversation, Disk, JsClients, Service, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Mebibytes of a disk with what is needed at first, and some.
@@ -36,7 +36,7 @@ async fn end(conversation: Conversation, stack: &Stack) -> Vec<String> {
 async fn a_full_disk_under_nats_refuses_sends_until_there_is_room_and_nats_is_restarted() {
     let Some(disk) = Disk::make(NATS_DISK).await else { return };
     let stack = Stack::builder().nats_on(&disk).start().await;
-    let conversation = Conversation::begin(&stack, &Puppet::start().await).await;
+    let conversation = Conversation::begin(&stack, &JsClients::start().await).await;
     conversation.is_delivered(10).await;
     disk.fill();
     says(&stack, stack.gateway(0), "nats: unavailable").await;
@@ -58,7 +58,7 @@ async fn a_full_disk_under_postgres_refuses_nothing_and_what_waits_is_stored_onc
         return;
     };
     let stack = Stack::builder().postgres_on(&disk).start().await;
-    let conversation = Conversation::begin(&stack, &Puppet::start().await).await;
+    let conversation = Conversation::begin(&stack, &JsClients::start().await).await;
     conversation.is_delivered(10).await;
     disk.fill();
     says(&stack, stack.persister(0), "postgres: unavailable").await;
@@ -76,7 +76,7 @@ async fn a_full_disk_under_postgres_refuses_nothing_and_what_waits_is_stored_onc
 async fn a_postgres_that_ends_for_want_of_room_is_started_again_and_goes_on() {
     let Some(disk) = Disk::make(POSTGRES_DISK).await else { return };
     let stack = Stack::builder().postgres_on(&disk).start().await;
-    let conversation = Conversation::begin(&stack, &Puppet::start().await).await;
+    let conversation = Conversation::begin(&stack, &JsClients::start().await).await;
     conversation.is_delivered(10).await;
     disk.fill();
     // What hours of writing do: a new file of the write-ahead log is needed.

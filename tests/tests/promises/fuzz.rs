@@ -216,7 +216,7 @@ async fn over_http(
 
 /// Somebody else's conversation goes on.
 async fn others_go_on(stack: &Stack) {
-    let client = tests::Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = tests::JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].clone();
     let ack =
         client.ask("user_message", json!({ "sessionId": session, "content": "honest" })).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tests::{Database, Stack, Wire, eventually};
+use tests::{Database, Proxy, Stack, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -25,24 +25,24 @@ async fn tables(database: &Database) -> i64 {
 }
 
 #[tokio::test]
-async fn a_wire_carries_and_freezes_and_cuts() {
-    let (wire, _server) = echo().await;
-    let mut client = connect(&wire).await.unwrap();
+async fn a_proxy_carries_and_freezes_and_cuts() {
+    let (proxy, _server) = echo().await;
+    let mut client = connect(&proxy).await.unwrap();
     assert_eq!(say(&mut client, b'a').await, Some(b'a'));
-    wire.freeze();
+    proxy.freeze();
     assert_eq!(say(&mut client, b'b').await, None);
-    wire.mend();
+    proxy.mend();
     assert_eq!(hear(&mut client).await, Some(b'b'));
-    wire.cut();
+    proxy.cut();
     assert_eq!(hear(&mut client).await, None);
-    eventually(SOON, "new connections are refused", async || connect(&wire).await.is_err()).await;
-    wire.mend();
-    eventually(SOON, "connections are taken again", async || connect(&wire).await.is_ok()).await;
+    eventually(SOON, "new connections are refused", async || connect(&proxy).await.is_err()).await;
+    proxy.mend();
+    eventually(SOON, "connections are taken again", async || connect(&proxy).await.is_ok()).await;
 }
 
-async fn echo() -> (Wire, tokio::task::JoinHandle<()>) {
+async fn echo() -> (Proxy, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let wire = Wire::to(listener.local_addr().unwrap().port()).await;
+    let proxy = Proxy::to(listener.local_addr().unwrap().port()).await;
     let server = tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
@@ -51,11 +51,11 @@ async fn echo() -> (Wire, tokio::task::JoinHandle<()>) {
             });
         }
     });
-    (wire, server)
+    (proxy, server)
 }
 
-async fn connect(wire: &Wire) -> std::io::Result<TcpStream> {
-    TcpStream::connect(("127.0.0.1", wire.port())).await
+async fn connect(proxy: &Proxy) -> std::io::Result<TcpStream> {
+    TcpStream::connect(("127.0.0.1", proxy.port())).await
 }
 
 async fn say(client: &mut TcpStream, byte: u8) -> Option<u8> {

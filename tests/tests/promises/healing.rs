@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tests::{Client, Conversation, Link, Puppet, Stack, eventually};
+use tests::{Client, Conversation, JsClients, Link, Stack, eventually};
 
 /// Delivery resumes within this time after NATS is back.
 const RESUMES_WITHIN: Duration = Duration::from_secs(5);
@@ -16,9 +16,9 @@ async fn sees(client: &Client, within: Duration, count: usize) {
 
 /// A visitor on the first gateway and an agent on the second.
 async fn visitor_and_agent(stack: &Stack) -> (Client, Client, String) {
-    let puppet = Puppet::start().await;
-    let visitor = puppet.client(&stack.gateway(0).url(""), &["websocket"]).await;
-    let agent = puppet.client(&stack.gateway(1).url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let visitor = js_clients.client(&stack.gateway(0).url(""), &["websocket"]).await;
+    let agent = js_clients.client(&stack.gateway(1).url(""), &["websocket"]).await;
     let session = visitor.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     agent.stay(Some(&session)).await;
     (visitor, agent, session)
@@ -32,15 +32,15 @@ async fn say(client: &Client, session: &str, count: usize) {
 
 #[tokio::test]
 async fn a_gateway_that_lost_nats_emits_what_was_saved_meanwhile() {
-    let stack = Stack::builder().gateways(2).wire(Link::GatewayNats).start().await;
+    let stack = Stack::builder().gateways(2).proxy(Link::GatewayNats).start().await;
     let (visitor, agent, session) = visitor_and_agent(&stack).await;
     say(&agent, &session, 3).await;
     sees(&visitor, SOON, 3).await;
     for round in 1..=3 {
-        stack.wire(Link::GatewayNats, 0).cut();
+        stack.proxy(Link::GatewayNats, 0).cut();
         say(&agent, &session, 700).await;
         sees(&agent, SOON, 3 + round * 700).await;
-        stack.wire(Link::GatewayNats, 0).mend();
+        stack.proxy(Link::GatewayNats, 0).mend();
         sees(&visitor, RESUMES_WITHIN, 3 + round * 700).await;
     }
     assert_eq!(visitor.messages().await, agent.messages().await);
@@ -91,15 +91,15 @@ async fn store_without_a_word(stack: &Stack, session: &str) {
 }
 
 #[tokio::test]
-async fn every_gateway_and_persister_may_lose_every_wire_in_turn() {
+async fn every_gateway_and_persister_may_lose_every_proxy_in_turn() {
     let links =
         [Link::GatewayNats, Link::GatewayPostgres, Link::PersisterNats, Link::PersisterPostgres];
-    let builder = links.into_iter().fold(Stack::builder().persisters(2), tests::Builder::wire);
+    let builder = links.into_iter().fold(Stack::builder().persisters(2), tests::Builder::proxy);
     let stack = builder.start().await;
-    let conversation = Conversation::begin(&stack, &Puppet::start().await).await;
+    let conversation = Conversation::begin(&stack, &JsClients::start().await).await;
     for link in links {
         conversation.is_delivered(10).await;
-        stack.wires(link).for_each(tests::Wire::cut);
+        stack.proxies(link).for_each(tests::Proxy::cut);
         let service = match link {
             Link::GatewayNats | Link::GatewayPostgres => stack.gateway(0),
             Link::PersisterNats | Link::PersisterPostgres => stack.persister(0),
@@ -108,7 +108,7 @@ async fn every_gateway_and_persister_may_lose_every_wire_in_turn() {
             !is_ready(&stack, &service.url("/ready")).await
         })
         .await;
-        stack.wires(link).for_each(tests::Wire::mend);
+        stack.proxies(link).for_each(tests::Proxy::mend);
         conversation.is_accepted(10).await;
         conversation.is_delivered(10).await;
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{Link, Puppet, Stack, eventually};
+use tests::{JsClients, Link, Stack, eventually};
 
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(15);
@@ -15,24 +15,24 @@ async fn history(stack: &Stack, session: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_send_that_timed_out_and_landed_later_is_stored_once_when_it_is_sent_again() {
-    let stack = Stack::builder().gateways(2).wire(Link::GatewayNats).start().await;
-    let puppet = Puppet::start().await;
-    let first = puppet.client(&stack.gateway(0).url(""), &["websocket"]).await;
-    let second = puppet.client(&stack.gateway(1).url(""), &["websocket"]).await;
+    let stack = Stack::builder().gateways(2).proxy(Link::GatewayNats).start().await;
+    let js_clients = JsClients::start().await;
+    let first = js_clients.client(&stack.gateway(0).url(""), &["websocket"]).await;
+    let second = js_clients.client(&stack.gateway(1).url(""), &["websocket"]).await;
     let session = first.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     let send = json!({ "sessionId": session, "content": "once", "clientOffset": "1" });
     // The gateway knows the session: what times out is the publish itself.
     let known = json!({ "sessionId": session, "content": "before" });
     assert_eq!(first.ask("user_message", known).await["status"], "accepted");
 
-    stack.wire(Link::GatewayNats, 0).freeze();
+    stack.proxy(Link::GatewayNats, 0).freeze();
     let (took, refused) = first.timed("user_message", send.clone()).await;
     assert_eq!(refused["error"]["code"], "unavailable", "{refused}");
     assert!(took < ANSWERED_WITHIN, "{took:?}");
     let again = second.ask("user_message", send.clone()).await;
     assert_eq!(again["status"], "accepted", "{again}");
     // What the first gateway had written reaches the log now.
-    stack.wire(Link::GatewayNats, 0).mend();
+    stack.proxy(Link::GatewayNats, 0).mend();
     eventually(SOON, "the first gateway takes sends again", async || {
         first.ask("user_message", send.clone()).await["id"] == again["id"]
     })
@@ -54,7 +54,7 @@ async fn a_send_that_timed_out_and_landed_later_is_stored_once_when_it_is_sent_a
 #[tokio::test]
 async fn the_first_content_stands_and_each_sender_has_offsets_of_its_own() {
     let stack = Stack::start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     let send =
         |content: &str| json!({ "sessionId": session, "content": content, "clientOffset": "1" });
@@ -73,7 +73,7 @@ async fn the_first_content_stands_and_each_sender_has_offsets_of_its_own() {
 #[tokio::test]
 async fn sends_answer_unavailable_within_5_seconds_while_nats_is_away_or_frozen() {
     let stack = Stack::start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     let send = json!({ "sessionId": session, "content": "x" });
     stack.nats().pause().await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use tests::{Client, Link, Puppet, Stack, eventually};
+use tests::{Client, JsClients, Link, Stack, eventually};
 
 /// From a visitor's coming or going until every inbox shows it.
 const PRESENT_WITHIN: Duration = Duration::from_secs(2);
@@ -44,10 +44,10 @@ async fn inbox_and_visitor(
     stack: &Stack,
     (inbox, visitor): (usize, usize),
 ) -> (Client, Client, String) {
-    let puppet = Puppet::start().await;
-    let inbox = puppet.client(&stack.gateway(inbox).url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let inbox = js_clients.client(&stack.gateway(inbox).url(""), &["websocket"]).await;
     inbox.ask("admin-connect", Value::Null).await;
-    let visitor = puppet.client(&stack.gateway(visitor).url(""), &["websocket"]).await;
+    let visitor = js_clients.client(&stack.gateway(visitor).url(""), &["websocket"]).await;
     let session = visitor.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     shows(&inbox, PRESENT_WITHIN, &session, true).await;
     (inbox, visitor, session)
@@ -73,37 +73,37 @@ async fn a_gateway_that_starts_later_knows_every_visitor() {
     let stack = Stack::builder().gateways(2).services_stopped().start().await;
     stack.persister(0).start().await;
     stack.gateway(0).start().await;
-    let visitor = Puppet::start().await.client(&stack.gateway(0).url(""), &["websocket"]).await;
+    let visitor = JsClients::start().await.client(&stack.gateway(0).url(""), &["websocket"]).await;
     let session = visitor.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     stack.gateway(1).start().await;
-    let inbox = Puppet::start().await.client(&stack.gateway(1).url(""), &["polling"]).await;
+    let inbox = JsClients::start().await.client(&stack.gateway(1).url(""), &["polling"]).await;
     inbox.ask("admin-connect", Value::Null).await;
     shows(&inbox, PRESENT_WITHIN, &session, true).await;
 }
 
 #[tokio::test]
 async fn a_gateway_that_lost_nats_is_right_again_when_it_is_back() {
-    let stack = Stack::builder().gateways(2).wire(Link::GatewayNats).start().await;
+    let stack = Stack::builder().gateways(2).proxy(Link::GatewayNats).start().await;
     let (inbox, visitor, session) = inbox_and_visitor(&stack, (1, 0)).await;
-    stack.wire(Link::GatewayNats, 0).cut();
+    stack.proxy(Link::GatewayNats, 0).cut();
     shows(&inbox, PING_TIMEOUT, &session, false).await;
-    stack.wire(Link::GatewayNats, 0).mend();
+    stack.proxy(Link::GatewayNats, 0).mend();
     shows(&inbox, SOON, &session, true).await;
     // What happens while it is cut off is known afterwards.
-    stack.wire(Link::GatewayNats, 1).cut();
+    stack.proxy(Link::GatewayNats, 1).cut();
     visitor.disconnect().await;
-    stack.wire(Link::GatewayNats, 1).mend();
+    stack.proxy(Link::GatewayNats, 1).mend();
     shows(&inbox, SOON, &session, false).await;
 }
 
 #[tokio::test]
 async fn a_visitor_that_vanished_is_gone_within_a_ping_and_its_timeout() {
     let stack = Stack::builder().gateways(2).start().await;
-    let puppet = Puppet::start().await;
-    let inbox = puppet.client(&stack.gateway(1).url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let inbox = js_clients.client(&stack.gateway(1).url(""), &["websocket"]).await;
     inbox.ask("admin-connect", Value::Null).await;
     // The client notices too, and connects again, but not to this session.
-    let visitor = puppet.client(&stack.gateway(0).url(""), &["websocket"]).await;
+    let visitor = js_clients.client(&stack.gateway(0).url(""), &["websocket"]).await;
     let ack = visitor.ask("init_session", json!({})).await;
     let session = ack["sessionId"].as_str().unwrap().to_owned();
     shows(&inbox, PRESENT_WITHIN, &session, true).await;
@@ -137,9 +137,9 @@ async fn an_inbox_that_does_not_read_holds_nobody_up_and_is_cut_off() {
 async fn more_active_sessions_than_a_list_holds_are_all_in_the_other_list() {
     const SESSIONS: usize = 520;
     let stack = Stack::builder().gateways(2).start().await;
-    let puppet = Puppet::start().await;
-    let inbox = puppet.client(&stack.gateway(1).url(""), &["websocket"]).await;
-    let visitor = puppet.client(&stack.gateway(0).url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let inbox = js_clients.client(&stack.gateway(1).url(""), &["websocket"]).await;
+    let visitor = js_clients.client(&stack.gateway(0).url(""), &["websocket"]).await;
     let mut opened = Vec::new();
     while opened.len() < SESSIONS {
         let acks = visitor.burst("init_session", vec![json!({}); 40]).await;

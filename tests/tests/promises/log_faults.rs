@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tests::{Backups, Client, Conversation, Link, Puppet, Stack, eventually};
+use tests::{Backups, Client, Conversation, JsClients, Link, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 /// A look of the trimmer, and what it looks for.
@@ -19,7 +19,7 @@ struct Chat {
 
 impl Chat {
     async fn begin(stack: Stack) -> Self {
-        let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+        let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
         let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
         Self { stack, client, session }
     }
@@ -150,7 +150,7 @@ async fn a_database_restored_from_an_older_backup_catches_up_by_itself() {
 async fn a_database_restored_while_clients_talk_catches_up_and_skips_nothing() {
     let stack = Stack::builder().own_postgres().start().await;
     let database = Backups::of(&stack).await;
-    let conversation = Conversation::begin(&stack, &Puppet::start().await).await;
+    let conversation = Conversation::begin(&stack, &JsClients::start().await).await;
     for _ in 0..3 {
         conversation.is_delivered(20).await;
         database.back_up().await;
@@ -183,10 +183,10 @@ async fn a_client_that_comes_back_while_an_older_backup_catches_up_waits_and_mis
     // A gateway that starts now never knew more than the backup.
     chat.stack.gateway(1).kill();
     chat.stack.gateway(1).start().await;
-    let puppet = Puppet::start().await;
+    let js_clients = JsClients::start().await;
     let mut returning = Vec::new();
     for gateway in chat.stack.gateways() {
-        let client = puppet.client(&gateway.url(""), &["websocket"]).await;
+        let client = js_clients.client(&gateway.url(""), &["websocket"]).await;
         let answer = come_back(&client, &chat.session, last).await;
         assert_eq!(answer["error"]["code"], "unavailable", "{}: {answer}", gateway.name());
         assert_eq!(answer["sessionId"], chat.session.as_str());
@@ -218,7 +218,7 @@ async fn a_client_that_comes_back_while_an_older_backup_catches_up_waits_and_mis
 
 #[tokio::test]
 async fn an_announcement_from_before_the_restore_makes_no_client_miss_what_is_replayed() {
-    let builder = Stack::builder().own_postgres().gateways(2).wire(Link::GatewayNats);
+    let builder = Stack::builder().own_postgres().gateways(2).proxy(Link::GatewayNats);
     let chat = Chat::begin(builder.start().await).await;
     let (before, database) = chat.is_backed_up_with(5).await;
     chat.is_seen(&before).await;
@@ -228,8 +228,9 @@ async fn an_announcement_from_before_the_restore_makes_no_client_miss_what_is_re
     let mut announced = nats.subscribe("chat.saved.*.*").await.unwrap();
     // A flush is no round trip; a request is.
     async_nats::jetstream::new(nats.clone()).get_stream("CHAT").await.unwrap();
-    chat.stack.wire(Link::GatewayNats, 0).cut();
-    let other = Puppet::start().await.client(&chat.stack.gateway(1).url(""), &["websocket"]).await;
+    chat.stack.proxy(Link::GatewayNats, 0).cut();
+    let other =
+        JsClients::start().await.client(&chat.stack.gateway(1).url(""), &["websocket"]).await;
     other.stay(Some(&chat.session)).await;
     let after = numbered("after", 10);
     for content in &after {
@@ -243,7 +244,7 @@ async fn an_announcement_from_before_the_restore_makes_no_client_miss_what_is_re
     chat.stack.persister(0).kill();
     database.restore().await;
 
-    chat.stack.wire(Link::GatewayNats, 0).mend();
+    chat.stack.proxy(Link::GatewayNats, 0).mend();
     chat.stack.gateway(0).ready().await;
     let last = last.unwrap();
     nats.publish_with_headers(last.subject, last.headers.unwrap(), last.payload).await.unwrap();
@@ -278,7 +279,7 @@ async fn a_backup_older_than_the_log_is_told_and_clients_come_back_all_the_same(
     })
     .await;
     // Nothing follows in the log that could show how far Postgres is.
-    let returning = Puppet::start().await.client(&chat.stack.url(""), &["websocket"]).await;
+    let returning = JsClients::start().await.client(&chat.stack.url(""), &["websocket"]).await;
     eventually(SOON, "a client comes back", async || {
         let answer = come_back(&returning, &chat.session, &Value::from("")).await;
         answer["messages"].as_array().is_some_and(|messages| texts(messages) == before)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{AssertSqlSafe, PgPool};
-use tests::{Database, Puppet, Stack, eventually};
+use tests::{Database, JsClients, Stack, eventually};
 use tokio::process::Command;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -167,7 +167,7 @@ async fn a_schema_of_the_url_is_made_and_used_by_both_services() {
     stack.gateway(0).set_env("DATABASE_URL", &url);
     stack.persister(0).set_env("DATABASE_URL", &url);
     stack.start_services().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].clone();
     client.ask("user_message", json!({ "sessionId": session, "content": "hello" })).await;
     eventually(SOON, "it is delivered", async || client.messages().await.len() == 1).await;
@@ -232,7 +232,7 @@ async fn the_history_of_a_node_server_is_read_in_order_and_none_of_its_rows_chan
 async fn a_visitor_of_a_node_server_goes_on_where_the_conversation_ended() {
     let stack = adopted().await;
     stack.start_services().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let ack = client.stay(Some(LEGACY)).await;
     assert_eq!((&ack["sessionId"], &ack["resumed"]), (&json!(LEGACY), &json!(true)));
     client.ask("user_message", json!({ "sessionId": LEGACY, "content": "it is me again" })).await;
@@ -279,7 +279,7 @@ async fn prisma_creates_message(pool: &PgPool, id: &str, content: &str, session:
 async fn a_prisma_client_still_reads_and_writes_and_its_messages_follow_the_older_ones() {
     let stack = adopted().await;
     stack.start_services().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     client.stay(Some(LEGACY)).await;
     let say = async |content: &str, seen: usize| {
         client.ask("user_message", json!({ "sessionId": LEGACY, "content": content })).await;
@@ -319,7 +319,7 @@ async fn a_session_that_a_prisma_client_makes_is_a_session() {
         .bind(None::<String>)
         .bind(sqlx::types::time::PrimitiveDateTime::new(now.date(), now.time()));
     create.fetch_one(&stack.pool()).await.unwrap();
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     assert_eq!(client.stay(Some(session)).await["resumed"], true);
     client.ask("user_message", json!({ "sessionId": session, "content": "hello" })).await;
     eventually(SOON, "it is delivered", async || client.messages().await.len() == 1).await;
@@ -335,7 +335,7 @@ async fn times_are_utc_wherever_the_database_thinks_it_is() {
         format!(r#"ALTER DATABASE "{}" SET timezone TO 'Asia/Kolkata'"#, name.as_str().unwrap());
     execute(&pool, &elsewhere).await;
     stack.start_services().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].clone();
     client.ask("user_message", json!({ "sessionId": session, "content": "now" })).await;
     eventually(SOON, "it is delivered", async || client.messages().await.len() == 1).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use shared::ids::SessionId;
 use shared::partition::PartitionCount;
-use tests::{Client, Link, Puppet, Service, Stack, eventually};
+use tests::{Client, JsClients, Link, Service, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 /// A persister looks at its lag every 5 s.
@@ -46,7 +46,7 @@ async fn enter(client: &Client) -> String {
 #[tokio::test]
 async fn every_stage_of_a_message_is_counted_and_measured() {
     let stack = Stack::start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     for n in 0..20 {
         assert_eq!(say(&client, &session, &n.to_string()).await["status"], "accepted");
@@ -96,7 +96,7 @@ async fn every_stage_of_a_message_is_counted_and_measured() {
 #[tokio::test]
 async fn while_postgres_is_away_the_lag_is_seen_in_records_and_seconds() {
     let stack = Stack::builder().own_postgres().start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     let persister = stack.persister(0);
     let lag = async || sum(persister, "chat_persister_log_lag_records").await;
@@ -143,7 +143,7 @@ fn record(id: char) -> String {
 async fn what_comes_of_records_is_counted_by_what_it_is() {
     let stack = Stack::builder().own_postgres().persister_env("LOG_KEEP", "0s").start().await;
     let (gateway, persister) = (stack.gateway(0), stack.persister(0));
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     say(&client, &session, "hello").await;
     reach(persister, &[("chat_persister_messages_stored_total", 1.0)]).await;
@@ -218,7 +218,7 @@ async fn what_comes_of_records_is_counted_by_what_it_is() {
 async fn what_is_left_of_erased_sessions_in_the_log_is_counted_until_it_is_gone() {
     let stack = Stack::start().await;
     let persister = stack.persister(0);
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     say(&client, &session, "hello").await;
     reach(persister, &[("chat_persister_messages_stored_total", 1.0)]).await;
@@ -241,23 +241,23 @@ async fn what_is_left_of_erased_sessions_in_the_log_is_counted_until_it_is_gone(
 
 #[tokio::test]
 async fn who_comes_back_and_what_was_missed_and_who_does_not_read_is_counted() {
-    let stack = Stack::builder().wire(Link::GatewayNats).start().await;
+    let stack = Stack::builder().proxy(Link::GatewayNats).start().await;
     let gateway = stack.gateway(0);
-    let puppet = Puppet::start().await;
-    let client = puppet.client(&stack.url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let client = js_clients.client(&stack.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     client.ask("init_session", json!({ "sessionId": session })).await;
     reach(gateway, &[("chat_gateway_sessions_resumed_total", 1.0)]).await;
     let healed = ["chat_gateway_holes_healed_total", "chat_gateway_healed_messages_total"];
     assert!(sum(gateway, healed[0]).await + sum(gateway, healed[1]).await < 0.1);
-    stack.wire(Link::GatewayNats, 0).cut();
+    stack.proxy(Link::GatewayNats, 0).cut();
     put(&stack, &session, &record('a')).await;
     reach(stack.persister(0), &[("chat_persister_messages_stored_total", 1.0)]).await;
-    stack.wire(Link::GatewayNats, 0).mend();
+    stack.proxy(Link::GatewayNats, 0).mend();
     reach(gateway, &[(healed[0], 1.0), (healed[1], 1.0)]).await;
     gateway.ready().await;
 
-    let deaf = puppet.client(&stack.url(""), &["websocket"]).await;
+    let deaf = js_clients.client(&stack.url(""), &["websocket"]).await;
     deaf.stay(Some(&session)).await;
     deaf.stop_reading().await;
     let message = json!({ "sessionId": session, "content": "x".repeat(7_000) });
@@ -289,7 +289,7 @@ fn used(text: &str) -> BTreeSet<String> {
 #[tokio::test]
 async fn rules_and_dashboard_use_only_metrics_that_the_running_services_have() {
     let stack = Stack::start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     say(&client, &session, "").await;
     eventually(LOOKED_WITHIN, "the lag was looked at", async || {
@@ -376,7 +376,7 @@ async fn one_message_can_be_followed_by_its_id_from_socket_to_room() {
         // All of debug would have the library print what clients send.
         let ours = "gateway=debug,persister=debug,info";
         let stack = Stack::builder().env("RUST_LOG", ours).env("LOG_FORMAT", format).start().await;
-        let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+        let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
         let session = enter(&client).await;
         let ack = say(&client, &session, "what nobody else may read").await;
         let id = ack["id"].as_str().expect("an id");
@@ -407,7 +407,7 @@ async fn nothing_personal_is_logged_above_debug() {
     let (agent, address) = ("Visitors-Browser/9.9", "203.0.113.77");
     let polled = polled.header("user-agent", agent).header("x-forwarded-for", address);
     polled.send().await.expect("an answer");
-    let client = Puppet::start().await.client(&stack.url(""), &["polling"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["polling"]).await;
     let session = enter(&client).await;
     let content = "what nobody else may read";
     let ack = say(&client, &session, content).await;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Map, Value, json};
-use tests::{Link, Puppet, Stack};
+use tests::{JsClients, Link, Stack};
 
 const SECRET: &str = "a secret of this test alone of 32 bytes or more";
 
@@ -111,11 +111,11 @@ const MESSAGES: (&str, &str) = ("POST", "/api/chats/{sessionId}/messages");
 async fn every_documented_answer_is_given_and_looks_as_documented() {
     let stack = Stack::builder()
         .gateway_env("JWT_SECRET", SECRET)
-        .wire(Link::GatewayNats)
-        .wire(Link::GatewayPostgres)
+        .proxy(Link::GatewayNats)
+        .proxy(Link::GatewayPostgres)
         .start()
         .await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     let chat = format!("/api/chats/{session}");
     let to = format!("{chat}/messages");
@@ -175,12 +175,12 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     hasty().send().await.unwrap();
     ask.expect(MESSAGES, hasty(), 429).await;
 
-    stack.wires(Link::GatewayPostgres).for_each(tests::Wire::cut);
+    stack.proxies(Link::GatewayPostgres).for_each(tests::Proxy::cut);
     ask.expect(EXPORT, ask.request("GET", &exported).bearer_auth(&admin), 503).await;
     ask.expect(("GET", "/ready"), ask.request("GET", "/ready"), 503).await;
     ask.expect(CHATS, ask.request("GET", "/api/chats").bearer_auth(&admin), 503).await;
     ask.expect(CHAT, ask.request("GET", &chat), 503).await;
-    stack.wires(Link::GatewayNats).for_each(tests::Wire::cut);
+    stack.proxies(Link::GatewayNats).for_each(tests::Proxy::cut);
     ask.expect(MESSAGES, answer(&ask, json!({ "content": "Hi!" })), 503).await;
     ask.expect(ERASE, ask.request("DELETE", &chat).bearer_auth(&admin), 503).await;
 

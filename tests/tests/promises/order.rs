@@ -7,7 +7,7 @@ use async_nats::jetstream::{self, stream::Stream as Log};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use tests::{Client, Puppet, Stack, eventually};
+use tests::{Client, JsClients, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 /// From the death of a persister until its partitions can be taken, and more.
@@ -70,14 +70,14 @@ async fn opened(client: &Client) -> String {
 async fn rooms_and_rows_have_the_order_of_the_log_whoever_speaks() {
     const EACH: usize = 200;
     let stack = Stack::start().await;
-    let puppet = Puppet::start().await;
+    let js_clients = JsClients::start().await;
     let mut members: BTreeMap<String, Vec<Client>> = BTreeMap::new();
     for _ in 0..3 {
-        let first = puppet.client(&stack.url(""), &["websocket"]).await;
+        let first = js_clients.client(&stack.url(""), &["websocket"]).await;
         let session = opened(&first).await;
         let mut clients = vec![first];
         for transport in ["polling", "websocket"] {
-            let client = puppet.client(&stack.url(""), &[transport]).await;
+            let client = js_clients.client(&stack.url(""), &[transport]).await;
             client.stay(Some(&session)).await;
             clients.push(client);
         }
@@ -111,7 +111,7 @@ async fn rooms_and_rows_have_the_order_of_the_log_whoever_speaks() {
 #[tokio::test]
 async fn a_row_has_the_time_of_the_log_cut_to_milliseconds() {
     let stack = Stack::start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = opened(&client).await;
     let say = |n: usize| json!({ "sessionId": session, "content": format!("{n}") });
     client.burst("user_message", (0..50).map(say).collect()).await;
@@ -138,7 +138,7 @@ struct Flood {
 impl Flood {
     /// Opens sessions and finds where their records go.
     async fn prepare(stack: &Stack, sessions: usize) -> Self {
-        let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+        let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
         let log = log(stack).await;
         let mut named = Vec::new();
         for _ in 0..sessions {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{Client, Conversation, Puppet, Stack, eventually};
+use tests::{Client, Conversation, JsClients, Stack, eventually};
 
 /// What a client is promised to wait for an answer at most, whatever is away.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ const LONG: u64 = 200;
 const UNKNOWN: &str = "11111111-1111-4111-8111-111111111111";
 
 async fn talking(stack: &Stack) -> Conversation {
-    let conversation = Conversation::begin(stack, &Puppet::start().await).await;
+    let conversation = Conversation::begin(stack, &JsClients::start().await).await;
     conversation.is_delivered(SEEN).await;
     conversation
 }
@@ -102,9 +102,9 @@ async fn a_gateway_may_be_stopped_and_come_back() {
 #[tokio::test]
 async fn a_gateway_stops_in_time_though_a_client_does_not_read() {
     let stack = Stack::start().await;
-    let puppet = Puppet::start().await;
-    let talker = puppet.client(&stack.url(""), &["websocket"]).await;
-    let deaf = puppet.client(&stack.url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let talker = js_clients.client(&stack.url(""), &["websocket"]).await;
+    let deaf = js_clients.client(&stack.url(""), &["websocket"]).await;
     let session = id(&talker.stay(None).await);
     deaf.stay(Some(&session)).await;
     deaf.stop_reading().await;
@@ -218,7 +218,7 @@ async fn postgres_may_freeze_and_thaw() {
 #[tokio::test]
 async fn while_postgres_is_away_every_event_is_answered_and_known_sessions_go_on() {
     let stack = Stack::builder().durable().start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let known = id(&client.stay(None).await);
     stack.postgres().kill().await;
 
@@ -255,7 +255,7 @@ async fn while_postgres_is_away_every_event_is_answered_and_known_sessions_go_on
 #[tokio::test]
 async fn while_nats_is_away_every_event_is_answered_and_history_is_read() {
     let stack = Stack::start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let known = id(&client.stay(None).await);
     send(&client, "user_message", &known).await;
     is_stored(&stack, &known, 1).await;
@@ -294,7 +294,7 @@ async fn while_nats_is_away_every_event_is_answered_and_history_is_read() {
 #[tokio::test]
 async fn many_sends_at_once_are_all_answered_within_the_deadline_while_nats_is_away() {
     let stack = Stack::start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let known = id(&client.stay(None).await);
     stack.nats().kill().await;
     let sends = (0..1_000).map(|n| message(&known, Some(&n.to_string()))).collect();
@@ -308,7 +308,7 @@ async fn many_sends_at_once_are_all_answered_within_the_deadline_while_nats_is_a
 async fn what_a_full_lane_refuses_as_overloaded_is_surely_not_taken() {
     const MORE_THAN_A_LANE: usize = 10_000;
     let stack = Stack::start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = id(&client.stay(None).await);
     let say = |n: usize| json!({ "sessionId": session, "content": n.to_string() });
     stack.nats().pause().await;
@@ -339,7 +339,7 @@ fn numbers(messages: &[Value]) -> Vec<usize> {
 #[tokio::test]
 async fn a_new_session_is_acked_while_no_persister_runs() {
     let stack = Stack::start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     client.connected().await;
     stack.persister(0).kill();
     let (took, opened) = client.timed("init_session", json!({})).await;
@@ -401,7 +401,7 @@ impl Part {
 async fn the_order_of_starts_does_not_matter() {
     use Part::{Gateway, Nats, Persister, Postgres};
     let stack = Stack::builder().own_postgres().start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = id(&client.stay(None).await);
     for order in [
         [Gateway, Persister, Nats, Postgres],

@@ -5,7 +5,7 @@ use std::time::Duration;
 use shared::ids::SessionId;
 use shared::partition::PartitionCount;
 use sqlx::PgPool;
-use tests::{Conversation, Link, Puppet, Stack, eventually};
+use tests::{Conversation, JsClients, Link, Stack, eventually};
 
 const SHARE_WITHIN: Duration = Duration::from_secs(10);
 const TAKEOVER_WITHIN: Duration = Duration::from_secs(5);
@@ -79,11 +79,11 @@ async fn a_persister_that_is_frozen_is_replaced_within_5_seconds_and_fenced_when
 async fn a_persister_that_is_cut_off_from_postgres_or_nats_is_replaced_within_5_seconds() {
     let (stack, conversation) = talk_with_two_persisters().await;
     for (link, persister) in [(Link::PersisterPostgres, 0), (Link::PersisterNats, 1)] {
-        let wire = stack.wire(link, persister);
-        wire.freeze();
+        let proxy = stack.proxy(link, persister);
+        proxy.freeze();
         share_as(&stack.pool(), TAKEOVER_WITHIN, &[16]).await;
         conversation.is_delivered(20).await;
-        wire.mend();
+        proxy.mend();
         share_as(&stack.pool(), SHARE_WITHIN, &[8, 8]).await;
     }
     conversation.end(&stack).await;
@@ -112,12 +112,12 @@ async fn a_graceful_stop_hands_over_at_once() {
 async fn talk_with_two_persisters() -> (Stack, Conversation) {
     let stack = Stack::builder()
         .persisters(2)
-        .wire(Link::PersisterPostgres)
-        .wire(Link::PersisterNats)
+        .proxy(Link::PersisterPostgres)
+        .proxy(Link::PersisterNats)
         .start()
         .await;
     share_as(&stack.pool(), SHARE_WITHIN, &[8, 8]).await;
-    let conversation = Conversation::begin(&stack, &Puppet::start().await).await;
+    let conversation = Conversation::begin(&stack, &JsClients::start().await).await;
     conversation.is_delivered(5).await;
     (stack, conversation)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tests::{Link, Puppet, Stack, eventually};
+use tests::{JsClients, Link, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -16,7 +16,7 @@ async fn a_client_resumes_without_gap_or_repeat_on_any_gateway() {
 #[tokio::test]
 async fn a_resume_that_postgres_cannot_answer_is_unavailable_and_keeps_the_id() {
     let stack = Stack::builder().own_postgres().start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     stack.postgres().kill().await;
     let resume = json!({ "sessionId": session, "after": "" });
@@ -34,15 +34,15 @@ async fn a_resume_that_postgres_cannot_answer_is_unavailable_and_keeps_the_id() 
 /// The first was waiting in the client's buffer when it lost its connection.
 #[tokio::test]
 async fn a_client_that_resumes_twice_at_once_hears_everything_though_the_first_is_refused() {
-    let stack = Stack::builder().wire(Link::GatewayPostgres).start().await;
-    let puppet = Puppet::start().await;
+    let stack = Stack::builder().proxy(Link::GatewayPostgres).start().await;
+    let js_clients = JsClients::start().await;
     let [speaker, listener] = [
-        puppet.client(&stack.url(""), &["websocket"]).await,
-        puppet.client(&stack.url(""), &["websocket"]).await,
+        js_clients.client(&stack.url(""), &["websocket"]).await,
+        js_clients.client(&stack.url(""), &["websocket"]).await,
     ];
     let session = speaker.stay(None).await["sessionId"].as_str().unwrap().to_owned();
-    let wire = stack.wire(Link::GatewayPostgres, 0);
-    wire.cut();
+    let proxy = stack.proxy(Link::GatewayPostgres, 0);
+    proxy.cut();
     let resume = || {
         let (listener, resume) = (listener.clone(), json!({ "sessionId": session, "after": "" }));
         tokio::spawn(async move { listener.ask("init_session", resume).await })
@@ -51,7 +51,7 @@ async fn a_client_that_resumes_twice_at_once_hears_everything_though_the_first_i
     speaker.ask("user_message", json!({ "sessionId": session, "content": "meanwhile" })).await;
     let refused = first.await.unwrap();
     assert_eq!(refused["error"]["code"], "unavailable", "{refused}");
-    wire.mend();
+    proxy.mend();
     let resumed = second.await.unwrap();
     assert_eq!(resumed["resumed"], true, "{resumed}");
     assert_eq!(resumed["messages"][0]["content"], "meanwhile", "{resumed}");
@@ -61,12 +61,12 @@ async fn a_client_that_resumes_twice_at_once_hears_everything_though_the_first_i
 
 #[tokio::test]
 async fn a_client_whose_resume_is_refused_is_shown_nothing_of_the_session() {
-    let stack = Stack::builder().wire(Link::GatewayPostgres).start().await;
-    let puppet = Puppet::start().await;
-    let speaker = puppet.client(&stack.url(""), &["websocket"]).await;
-    let listener = puppet.client(&stack.url(""), &["websocket"]).await;
+    let stack = Stack::builder().proxy(Link::GatewayPostgres).start().await;
+    let js_clients = JsClients::start().await;
+    let speaker = js_clients.client(&stack.url(""), &["websocket"]).await;
+    let listener = js_clients.client(&stack.url(""), &["websocket"]).await;
     let session = speaker.stay(None).await["sessionId"].as_str().unwrap().to_owned();
-    stack.wire(Link::GatewayPostgres, 0).cut();
+    stack.proxy(Link::GatewayPostgres, 0).cut();
     let refused = tokio::spawn({
         let (listener, resume) = (listener.clone(), json!({ "sessionId": session, "after": "" }));
         async move { listener.ask("init_session", resume).await }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use tests::{Puppet, Stack, node};
+use tests::{JsClients, Stack, node};
 
 /// Two, as while keys are changed.
 const SECRETS: &str = "a secret of this test alone and of nobody,the one before it of 32 bytes too";
@@ -51,8 +51,8 @@ async fn a_token_that_the_gateway_prints_lets_its_owner_in_and_outlives_a_change
     let stack = Stack::builder().gateways(2).gateway_env("JWT_SECRET", both).start().await;
     let new =
         String::from_utf8(token(both, &["--sub", "bob", "--ttl", "1h"]).await.stdout).unwrap();
-    let puppet = Puppet::start().await;
-    let visitor = puppet.client(&stack.url(""), &["websocket"]).await;
+    let js_clients = JsClients::start().await;
+    let visitor = js_clients.client(&stack.url(""), &["websocket"]).await;
     let session = visitor.stay(None).await["sessionId"].clone();
     let answer = json!({ "sessionId": session, "content": "hello" });
     assert_eq!(visitor.ask("admin_message", answer).await["error"]["code"], "unauthorized");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stack::{Port, nats};
 use tests::runbooks::{self, Shell, blocks};
-use tests::{Client, Puppet, Service, Stack, eventually, machine};
+use tests::{Client, JsClients, Service, Stack, eventually, machine};
 use url::Url;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -16,7 +16,7 @@ async fn terminate(service: &Service) {
 }
 
 async fn enter(stack: &Stack) -> (Client, String) {
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].as_str().expect("an id").to_owned();
     (client, session)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use shared::settings::COMMON;
-use tests::{Puppet, Stack, eventually};
+use tests::{JsClients, Stack, eventually};
 use tokio::process::Command;
 use url::Url;
 
@@ -323,7 +323,7 @@ async fn no_secret_is_logged_at_any_level_and_no_session_id_above_debug() {
 
 /// A conversation, also through an outage: that is what is written about most.
 async fn converse(stack: &Stack) -> String {
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     let say = json!({ "sessionId": session, "content": "hello" });
     client.ask("user_message", say.clone()).await;

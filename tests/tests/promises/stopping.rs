@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::{Client, Conversation, Puppet, Service, Stack, eventually};
+use tests::{Client, Conversation, JsClients, Service, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
 /// `SHUTDOWN_SECONDS`, and a little for the way to it.
@@ -36,7 +36,7 @@ async fn takes_connections(service: &Service) -> bool {
 #[tokio::test]
 async fn a_gateway_that_stops_answers_what_is_under_way_begins_nothing_new_and_says_so() {
     let stack = Stack::start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     let gateway = stack.gateway(0);
     stack.nats().pause().await;
@@ -68,7 +68,7 @@ async fn a_gateway_that_stops_answers_what_is_under_way_begins_nothing_new_and_s
 #[tokio::test]
 async fn a_persister_that_stops_finishes_its_batch_and_says_so() {
     let stack = Stack::builder().own_postgres().start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     let persister = stack.persister(0);
     stack.postgres().pause().await;
@@ -84,7 +84,7 @@ async fn a_persister_that_stops_finishes_its_batch_and_says_so() {
 #[tokio::test]
 async fn a_second_signal_ends_a_service_at_once() {
     let stack = Stack::builder().own_postgres().start().await;
-    let client = Puppet::start().await.client(&stack.url(""), &["websocket"]).await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     stack.postgres().pause().await;
     stack.nats().pause().await;
@@ -107,10 +107,10 @@ const CUT: &str = "socket has been disconnected";
 #[tokio::test]
 async fn a_rolling_restart_loses_nothing_and_refuses_only_as_unavailable() {
     let stack = Stack::builder().gateways(2).persisters(3).start().await;
-    let puppet = Puppet::start().await;
+    let js_clients = JsClients::start().await;
     let mut conversations = Vec::new();
     for number in 0..4 {
-        conversations.push(Conversation::begin_on(&stack, &puppet, number % 2).await);
+        conversations.push(Conversation::begin_on(&stack, &js_clients, number % 2).await);
     }
     for service in stack.gateways().iter().chain(stack.persisters()) {
         assert!(service.terminate().await.success(), "{}", service.logs());
@@ -175,10 +175,10 @@ fn orders(first: Part) -> Vec<Vec<Part>> {
 /// Six orders each, side by side.
 async fn stop_everything_beginning_with(first: Part) {
     let stack = Stack::builder().own_postgres().start().await;
-    let puppet = Puppet::start().await;
+    let js_clients = JsClients::start().await;
     let mut conversations = Vec::new();
     for _ in 0..CONVERSATIONS {
-        conversations.push(Conversation::begin(&stack, &puppet).await);
+        conversations.push(Conversation::begin(&stack, &js_clients).await);
     }
     let orders = orders(first);
     assert_eq!(orders.len(), 6);

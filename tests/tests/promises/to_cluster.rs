@@ -9,7 +9,7 @@ use stack::child::Signal;
 use stack::launch::{Output, Program};
 use stack::{Child, Port, find};
 use tests::runbooks::{self, Shell, blocks};
-use tests::{Conversation, Puppet, Service, Stack, machine};
+use tests::{Conversation, JsClients, Service, Stack, machine};
 
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
@@ -132,10 +132,10 @@ async fn is_delivered(conversations: &[Conversation]) {
 async fn the_log_moves_to_a_cluster_while_clients_talk_and_nothing_is_lost() {
     let Some(shell) = Shell::open().await else { return };
     let stack = Stack::builder().gateways(2).persisters(2).start().await;
-    let puppet = Puppet::start().await;
+    let js_clients = JsClients::start().await;
     let mut conversations = Vec::new();
     for number in 0..4 {
-        conversations.push(Conversation::begin_on(&stack, &puppet, number % 2).await);
+        conversations.push(Conversation::begin_on(&stack, &js_clients, number % 2).await);
     }
     is_delivered(&conversations).await;
     let members = started(&shell).await;

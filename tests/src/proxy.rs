@@ -1,4 +1,4 @@
-//! A wire between two programs that a test can cut, freeze and mend.
+//! A proxy between two programs that a test can cut, freeze and mend.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -23,22 +23,22 @@ enum State {
 
 /// A TCP proxy on 127.0.0.1 in front of one server.
 #[derive(Debug)]
-pub struct Wire {
+pub struct Proxy {
     port: Port,
     state: watch::Sender<State>,
     carrier: JoinHandle<()>,
 }
 
-impl Wire {
-    /// A wire to the server on this port of 127.0.0.1.
+impl Proxy {
+    /// A proxy to the server on this port of 127.0.0.1.
     pub async fn to(server: u16) -> Self {
-        let port = must(Port::reserve(), "a port for a wire");
+        let port = must(Port::reserve(), "a port for a proxy");
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, server));
         let (state, watched) = watch::channel(State::Whole);
-        let listener = must(TcpListener::bind(address).await, "listening for a wire");
+        let listener = must(TcpListener::bind(address).await, "listening for a proxy");
         let carrier = tokio::spawn(async move {
-            // The carrier ends with the wire; an error before that shows as refused connections.
+            // The carrier ends with the proxy; an error before that shows as refused connections.
             let _ = carry(listener, address, server, watched).await;
         });
         Self { port, state, carrier }
@@ -65,14 +65,14 @@ impl Wire {
     }
 }
 
-impl Drop for Wire {
+impl Drop for Proxy {
     fn drop(&mut self) {
         self.state.send_replace(State::Cut);
         self.carrier.abort();
     }
 }
 
-/// Listens whenever the wire is not cut.
+/// Listens whenever the proxy is not cut.
 async fn carry(
     mut listener: TcpListener,
     address: SocketAddr,
@@ -94,7 +94,7 @@ async fn carry(
     }
 }
 
-/// Carries one connection until it ends or the wire is cut.
+/// Carries one connection until it ends or the proxy is cut.
 async fn connect(client: TcpStream, server: SocketAddr, mut state: watch::Receiver<State>) {
     let mut cut = state.clone();
     let both = async {

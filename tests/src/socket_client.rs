@@ -1,4 +1,4 @@
-//! A lean Socket.IO client over one websocket: as much of Engine.IO 4 and Socket.IO 5 as a chat needs,
+//! A Socket.IO client of our own over one websocket: as much of Engine.IO 4 and Socket.IO 5 as a chat needs,
 //! and nothing that would count in a measurement.
 
 use std::net::{IpAddr, SocketAddr};
@@ -22,11 +22,11 @@ const READ_BUFFER_BYTES: usize = 4 * 1024;
 
 /// A connected client; dropping it is going away without a word.
 #[derive(Debug)]
-pub(crate) struct Lean {
+pub(crate) struct SocketClient {
     stream: WebSocketStream<TcpStream>,
 }
 
-impl Lean {
+impl SocketClient {
     /// Connects to the default namespace of the server at this address, in a time that is no fault's.
     pub(crate) async fn connect(server: SocketAddr) -> Result<Self> {
         timeout(CONNECTS_WITHIN, Self::connect_from(server, None))

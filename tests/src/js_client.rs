@@ -26,21 +26,20 @@ type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Value>>>>;
 
 /// A Node process with any number of clients; ends with this value.
 #[derive(Clone, Debug)]
-pub struct Puppet {
+pub struct JsClients {
     requests: Arc<AsyncMutex<OwnedWriteHalf>>,
     waiting: Waiting,
     count: Arc<AtomicU64>,
 }
 
-impl Puppet {
+impl JsClients {
     /// Starts Node.
     pub async fn start() -> Self {
-        let listener = must(TcpListener::bind("127.0.0.1:0").await, "listening for a puppet");
-        let port = must(listener.local_addr(), "the port of a puppet").port().to_string();
-        let script =
-            tokio::spawn(
-                async move { node(&["puppet.mjs"], &[("CONTROL_PORT".into(), port)]).await },
-            );
+        let listener = must(TcpListener::bind("127.0.0.1:0").await, "listening for Node");
+        let port = must(listener.local_addr(), "the port of Node").port().to_string();
+        let script = tokio::spawn(async move {
+            node(&["js_client.mjs"], &[("CONTROL_PORT".into(), port)]).await
+        });
         let connected = async {
             tokio::select! {
                 accepted = listener.accept() => Ok(accepted?.0),
@@ -48,7 +47,7 @@ impl Puppet {
             }
         };
         let connected = tokio::time::timeout(STARTS_WITHIN, connected).await;
-        let stream = must(must(connected, "starting a puppet"), "starting a puppet");
+        let stream = must(must(connected, "starting Node"), "starting Node");
         let (answers, requests) = stream.into_split();
         let waiting = Waiting::default();
         tokio::spawn(listen(answers, Arc::clone(&waiting)));
@@ -58,7 +57,7 @@ impl Puppet {
     /// A client of the gateway at this URL; it connects by itself.
     pub async fn client(&self, url: &str, transports: &[&str]) -> Client {
         let client = self.count.fetch_add(1, Ordering::Relaxed);
-        let client = Client { puppet: self.clone(), client };
+        let client = Client { js_clients: self.clone(), client };
         let options = json!({ "transports": transports });
         client.act("make", json!({ "url": url, "options": options })).await;
         client
@@ -91,10 +90,10 @@ async fn listen(answers: OwnedReadHalf, waiting: Waiting) -> Result<()> {
     Ok(())
 }
 
-/// One client of a [`Puppet`].
+/// One client of a [`JsClients`].
 #[derive(Clone, Debug)]
 pub struct Client {
-    puppet: Puppet,
+    js_clients: JsClients,
     client: u64,
 }
 
@@ -129,7 +128,7 @@ impl Client {
         self.connected().await;
     }
 
-    /// Takes nothing from the wire any more; the connection stays. By websocket only.
+    /// Takes nothing from the network any more; the connection stays. By websocket only.
     pub async fn stop_reading(&self) {
         self.act("deafen", json!({})).await;
     }
@@ -215,6 +214,6 @@ impl Client {
     async fn act(&self, what: &str, mut request: Value) -> Value {
         request["do"] = what.into();
         request["client"] = self.client.into();
-        must(self.puppet.request(request).await, what)
+        must(self.js_clients.request(request).await, what)
     }
 }

@@ -73,7 +73,7 @@ const commands = {
     socket.connect();
   },
 
-  /** Takes nothing from the wire any more; the connection stays. */
+  /** Takes nothing from the network any more; the connection stays. */
   deafen({ socket }) {
     socket.io.engine.transport.ws._socket.pause();
   },
