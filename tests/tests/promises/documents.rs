@@ -139,7 +139,11 @@ fn the_commands_are_those_that_ci_runs() {
     }
     assert!(ci.lines().any(|line| line.trim_end().ends_with(" cargo test")));
     assert!(ci.contains("cargo up --fresh"));
-    assert!(read(".github/workflows/ci.yml").contains("run: .ci/run"));
+    let workflow = read(".github/workflows/ci.yml");
+    for step in ["lints", "tests"] {
+        assert!(workflow.contains(&format!("run: .ci/run {step}\n")), "{step}");
+        assert!(ci.contains(&format!("\n{step}() {{\n")), "{step}");
+    }
 }
 
 /// In a browser's console two other lines stand in their place.
