@@ -267,12 +267,24 @@ fn defines(source: &str, name: &str) -> bool {
     })
 }
 
+/// Whether it defines a path such as `Type::method`: the method, and the type or an `impl` of it.
+fn defines_path(source: &str, path: &str) -> bool {
+    let (of, name) = path.rsplit_once("::").unwrap_or_default();
+    let name = if of.is_empty() { path } else { name };
+    let is_type = of.starts_with(char::is_uppercase);
+    let implements = || source.lines().any(|line| line.starts_with("impl") && has_word(line, of));
+    defines(source, name) && (!is_type || defines(source, of) || implements())
+}
+
+fn has_word(line: &str, word: &str) -> bool {
+    line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|found| found == word)
+}
+
 /// The names of code that a document leads to: `[`name`](file.rs)`.
 fn code(document: &Path) -> Vec<(String, PathBuf)> {
     let code = links(document).into_iter().filter_map(|link| {
-        let path = link.text.strip_prefix('`')?.strip_suffix('`')?;
-        let name = path.rsplit("::").next()?.to_owned();
-        (is_a(&link.file, "rs") && !name.contains(['/', '.'])).then_some((name, link.file))
+        let path = link.text.strip_prefix('`')?.strip_suffix('`')?.to_owned();
+        (is_a(&link.file, "rs") && !path.contains(['/', '.'])).then_some((path, link.file))
     });
     code.collect()
 }
@@ -281,11 +293,17 @@ fn code(document: &Path) -> Vec<(String, PathBuf)> {
 fn every_name_of_code_is_defined_where_its_link_leads() {
     assert!(defines("    pub async fn put<T>(", "put") && !defines("// fn put(", "put"));
     assert!(!defines("fn output() { put() }", "put"));
+    assert!(defines_path("impl Way {\n    fn go() {}\n}", "Way::go"));
+    assert!(!defines_path("impl Road {\n    fn go() {}\n}", "Way::go"));
     for document in documents() {
-        for (name, file) in code(&document) {
+        for (path, file) in code(&document) {
             let source = fs::read_to_string(workspace().join(&file)).expect("a file of Rust");
             let here = document.display();
-            assert!(defines(&source, &name), "{here}: {} defines no `{name}`", file.display());
+            assert!(
+                defines_path(&source, &path),
+                "{here}: {} does not define `{path}`",
+                file.display()
+            );
         }
     }
 }
