@@ -41,9 +41,18 @@ impl Announcer {
             }
         }
         for row in batch.sessions.iter().filter(|row| committed.opened.contains(&row.session)) {
-            self.publish(subjects::opened(row.place.partition, row.session), None, Bytes::new())
-                .await;
+            self.announce_opened(row.place.partition, row.session).await;
         }
+        for session in &committed.reopened {
+            let first = batch.messages.iter().find(|row| row.session == *session);
+            if let Some(first) = first {
+                self.announce_opened(first.place.partition, *session).await;
+            }
+        }
+    }
+
+    async fn announce_opened(&self, partition: Partition, session: SessionId) {
+        self.publish(subjects::opened(partition, session), None, Bytes::new()).await;
     }
 
     /// Repeats the last position of every partition.

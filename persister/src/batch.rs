@@ -33,6 +33,8 @@ pub struct Place {
 /// What to commit together. The records of a partition are in log order.
 #[derive(Debug, Default)]
 pub struct Batch {
+    /// Sequence of the first record of each partition.
+    pub first: BTreeMap<Partition, u64>,
     /// The last record of each partition: the offset moves there.
     pub last: BTreeMap<Partition, Place>,
     /// Sessions to open.
@@ -88,6 +90,21 @@ pub struct Reject {
     pub reason: String,
 }
 
+/// Most characters of a reason: some repeat what the record says.
+const REASON_MAX: usize = 500;
+
+impl Reject {
+    fn new(record: Record, reason: &str) -> Self {
+        let reason: String = reason.chars().take(REASON_MAX).collect();
+        Self { record, reason: storable(&reason) }
+    }
+}
+
+/// As Postgres takes it: a text of its own holds no U+0000, whatever a subject or an error may hold.
+pub fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
 /// Decodes records; those of one partition must be in log order.
 pub fn prepare(records: &[Record]) -> Batch {
     let mut batch = Batch::default();
@@ -98,9 +115,10 @@ pub fn prepare(records: &[Record]) -> Batch {
 }
 
 /// A batch that only sets this record aside.
-pub fn reject(record: Record, reason: String) -> Batch {
+pub fn reject(record: Record, reason: &str) -> Batch {
+    let first = BTreeMap::from([(record.place.partition, record.place.sequence)]);
     let last = BTreeMap::from([(record.place.partition, record.place)]);
-    Batch { last, rejects: vec![Reject { record, reason }], ..Batch::default() }
+    Batch { first, last, rejects: vec![Reject::new(record, reason)], ..Batch::default() }
 }
 
 impl Batch {
@@ -109,8 +127,20 @@ impl Batch {
         self.sessions.is_empty() && self.rejects.is_empty() && self.erasures.is_empty()
     }
 
+    /// Whose openings and messages are in it; some more than once.
+    pub fn all_sessions(&self) -> impl Iterator<Item = SessionId> {
+        let opened = self.sessions.iter().map(|row| row.session);
+        opened.chain(self.messages.iter().map(|row| row.session))
+    }
+
+    /// The newest record in it.
+    pub fn newest(&self) -> Option<Place> {
+        self.last.values().copied().max_by_key(|place| place.sequence)
+    }
+
     fn add(&mut self, record: &Record) {
         let place = record.place;
+        self.first.entry(place.partition).or_insert(place.sequence);
         self.last.insert(place.partition, place);
         if let Some(erased) = session_of(record).and_then(|one| self.erasures.get_mut(&one)) {
             erased.last = place;
@@ -127,7 +157,7 @@ impl Batch {
                 self.forget(session);
                 self.erasures.insert(session, ErasureRow { place, last: place, session_id });
             }
-            Err(reason) => self.rejects.push(Reject { record: record.clone(), reason }),
+            Err(reason) => self.rejects.push(Reject::new(record.clone(), &reason)),
         }
     }
 
@@ -144,8 +174,7 @@ fn session_of(record: &Record) -> Option<SessionId> {
 }
 
 fn decode(record: &Record) -> Result<(SessionId, Request), String> {
-    let session =
-        session_of(record).ok_or_else(|| format!("subject {} names no session", record.subject))?;
+    let session = session_of(record).ok_or("its subject names no session")?;
     let request = Request::decode(&record.payload).map_err(|error| error.to_string())?;
     if let Request::Erase(Erasure { session_id }) = &request
         && SessionId::standing_for(session_id) != session

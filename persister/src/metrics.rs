@@ -32,10 +32,14 @@ pub struct Metrics {
     pub messages_stored: Counter,
     /// Sessions that were new.
     pub sessions_stored: Counter,
+    /// Sessions that were opened by a message.
+    pub sessions_reopened: Counter,
     /// Erasures that were done.
     pub sessions_erased: Counter,
     /// Records of sessions that were erased before.
     pub records_refused: Counter,
+    /// Records of no partition.
+    pub records_foreign: Counter,
     /// Records that were stored before.
     pub duplicates: Counter,
     /// Records set aside.
@@ -88,10 +92,18 @@ impl Metrics {
             fenced: all.add("fenced", "Batches dropped because another persister was faster"),
             messages_stored: all.add("messages_stored", "Messages that were stored"),
             sessions_stored: all.add("sessions_stored", "Sessions that were stored"),
+            sessions_reopened: all.add(
+                "sessions_reopened",
+                "Sessions that a message opened, since the record that should have is lost",
+            ),
             sessions_erased: all.add("sessions_erased", "Sessions that were erased"),
             records_refused: all.add(
                 "records_refused",
                 "Records of erased sessions that came behind the erasure and were not stored",
+            ),
+            records_foreign: all.add(
+                "records_foreign",
+                "Records on subjects of no partition, which are passed over",
             ),
             duplicates: all.add("duplicates", "Records that were stored already"),
             dead_letters_added: all

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use anyhow::Context;
 use async_nats::jetstream::{self, stream::Stream};
-use futures_util::future::try_join_all;
 use shared::announcement::Position;
 use shared::lifecycle::{Backoff, Stop, pause};
 use shared::log::LogSettings;
@@ -19,8 +19,8 @@ use crate::batch::{self, Batch, Place, Record};
 use crate::metrics::METRICS;
 use crate::ownership::{LOOK_INTERVAL, Owned};
 use crate::reader::LogReader;
-use crate::store::{self, Committed, Offset, Store};
-use crate::verify::{self, StreamState, Verdict};
+use crate::store::{self, Committed, Mark, Offset, Store};
+use crate::verify::{self, AnotherLog, StreamState};
 
 /// How often positions are repeated: what a gateway missed it learns within this time.
 const POSITION_INTERVAL: Duration = Duration::from_secs(1);
@@ -130,7 +130,7 @@ impl Persister {
         // While Postgres does not answer there is nothing to go on from either.
         let Ok(stored) = self.store.offsets(partitions).await else { return true };
         let known = |offset: &Offset| offsets.get(&offset.partition).copied();
-        stored.iter().all(|offset| known(offset).is_none_or(|known| known == offset.stored))
+        stored.iter().all(|offset| known(offset).is_none_or(|known| goes_on(known, offset)))
     }
 
     /// Reads the offsets, makes sure that they belong to this log, opens the log behind them.
@@ -139,13 +139,16 @@ impl Persister {
         // `LogReader::open`.
         let log = shared::log::open(&self.jetstream, self.log).await?;
         let stream = verify::stream_state(&log);
+        self.know_log_again(&log).await?;
         let mut offsets = self.store.offsets(partitions).await?;
-        if self.mend_offsets(&log, &stream, &offsets).await? {
+        if self.pass_over_gaps(&stream, &offsets).await? {
             offsets = self.store.offsets(partitions).await?;
         }
         let stored: BTreeMap<_, _> =
             offsets.iter().map(|offset| (offset.partition, offset.stored.sequence)).collect();
-        let reader = LogReader::open(&log, &self.jetstream.client(), &stream, &stored).await;
+        let reader =
+            LogReader::open(&log, &self.jetstream.client(), &stream, self.log.partitions, &stored)
+                .await;
         let announced =
             offsets.iter().map(|offset| (offset.partition, announced(offset))).collect();
         Ok(Term {
@@ -157,47 +160,64 @@ impl Persister {
         })
     }
 
-    /// Begins a new epoch where the log is not the one that an offset was taken from, and moves offsets
-    /// over what is gone from the log.
-    async fn mend_offsets(
+    /// Makes sure that the log is the one that all offsets were taken from, before anything is committed: if
+    /// it is another one, new epochs begin for all partitions of all workers.
+    async fn know_log_again(&self, log: &Stream) -> anyhow::Result<()> {
+        let marks = self.store.marks().await?;
+        let another = verify::another_log(log, &marks).await.map_err(anyhow::Error::from_boxed)?;
+        let Some(AnotherLog { why, stream }) = another else {
+            if marks.iter().any(|mark| mark.head.is_none()) {
+                self.mark(log, &marks).await?;
+            }
+            return Ok(());
+        };
+        let head = verify::newest(log, &stream).await.map_err(anyhow::Error::from_boxed)?;
+        let (start, created) = (stream.last_trimmed(), stream.created);
+        let begun = self.store.begin_epochs(&marks, start, created, head).await?;
+        METRICS.log_replaced.inc_by(begun);
+        if begun > 0 {
+            tracing::error!(
+                partitions = begun,
+                after = start,
+                "this is not the log that the offsets were taken from ({why}): what was acked and not yet \
+                 stored is gone; reading what there is from its start"
+            );
+        }
+        Ok(())
+    }
+
+    /// Marks partitions that know nothing of the log by its newest record.
+    async fn mark(&self, log: &Stream, marks: &[Mark]) -> anyhow::Result<()> {
+        let stream = verify::stream_state(log);
+        let newest = verify::newest(log, &stream).await.map_err(anyhow::Error::from_boxed)?;
+        if let Some(newest) = newest {
+            self.store.mark(marks, newest).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves offsets over what is gone from the log: nobody need wait for it, also where nothing follows.
+    async fn pass_over_gaps(
         &self,
-        log: &Stream,
         stream: &StreamState,
         offsets: &[Offset],
     ) -> anyhow::Result<bool> {
-        let verdicts = offsets.iter().map(|offset| verify::verify(log, stream, offset));
-        let verdicts = try_join_all(verdicts).await.map_err(anyhow::Error::from_boxed)?;
-        let mut moved = false;
-        for (offset, verdict) in offsets.iter().zip(verdicts) {
-            let (partition, sequence) = (offset.partition, offset.stored.sequence);
-            match verdict {
-                Verdict::Same => {}
-                Verdict::Trimmed => {
-                    METRICS.log_gaps.inc();
-                    let to = stream.last_trimmed();
-                    tracing::error!(
-                        %partition, from = sequence + 1, to,
-                        "the log was trimmed beyond what is stored: records of partition {partition} in \
-                         this range are lost, if there were any"
-                    );
-                    // Nobody need wait for them, also where nothing follows.
-                    self.store.move_idle(&[(partition, sequence)], to, stream.created).await?;
-                    moved = true;
-                }
-                Verdict::Another(why) => {
-                    METRICS.log_replaced.inc();
-                    tracing::error!(
-                        %partition, sequence,
-                        "this is not the log that partition {partition} was stored from ({why}): what was \
-                         acked and not yet stored is gone; reading what there is from its start"
-                    );
-                    let start = Position { sequence: stream.last_trimmed(), ..offset.stored };
-                    self.store.begin_epoch(partition, start).await?;
-                    moved = true;
-                }
-            }
+        let to = stream.last_trimmed();
+        let trimmed: Vec<_> = offsets
+            .iter()
+            .filter(|offset| stream.is_trimmed_beyond(offset))
+            .map(|offset| (offset.partition, offset.stored.sequence))
+            .collect();
+        for (partition, sequence) in &trimmed {
+            METRICS.log_gaps.inc();
+            tracing::error!(
+                %partition, from = sequence + 1, to,
+                "the log was trimmed beyond what is stored: records of partition {partition} in this range \
+                 are lost, if there were any"
+            );
+            self.store.move_idle(&[(*partition, *sequence)], to, stream.created).await?;
         }
-        Ok(moved)
+        Ok(!trimmed.is_empty())
     }
 
     /// Stores records and announces them. `false` if the term cannot go on.
@@ -227,8 +247,13 @@ impl Persister {
             let settled = match self.commit(term, &alone, stop).await? {
                 Outcome::Settled(all) => all,
                 Outcome::Refused(error) => {
-                    let reject = batch::reject(record.clone(), error.to_string());
-                    matches!(self.commit(term, &reject, stop).await?, Outcome::Settled(true))
+                    let reject = batch::reject(record.clone(), &error.to_string());
+                    match self.commit(term, &reject, stop).await? {
+                        Outcome::Settled(all) => all,
+                        Outcome::Refused(error) => {
+                            return Err(error).context("Postgres takes no dead letter");
+                        }
+                    }
                 }
             };
             if !settled {
@@ -254,7 +279,9 @@ impl Persister {
             METRICS.commit_failures.inc_by(committed.is_err().into());
             match committed {
                 Ok(committed) => return Ok(Outcome::Settled(term.settle(batch, &committed).await)),
-                Err(error) if store::is_data_error(&error) => return Ok(Outcome::Refused(error)),
+                Err(error) if self.is_at_fault(batch, &error).await => {
+                    return Ok(Outcome::Refused(error));
+                }
                 Err(error) => tracing::warn!(%error, "a batch is not stored yet"),
             }
             waiting.get_or_insert_with(|| self.store.wait());
@@ -262,6 +289,14 @@ impl Persister {
                 return Ok(Outcome::Settled(false));
             }
         }
+    }
+}
+
+impl Persister {
+    /// Whether it is something in the batch that Postgres refuses. Waiting does not help then, and the same
+    /// statement without a row goes through: a missing column or right is nobody's fault in there.
+    async fn is_at_fault(&self, batch: &Batch, error: &sqlx::Error) -> bool {
+        !store::may_pass(error) && self.store.takes_nothing(batch).await
     }
 }
 
@@ -289,8 +324,11 @@ impl Term {
         for place in set_aside(batch, committed) {
             tracing::warn!(partition = %place.partition, sequence = place.sequence, "a record was set aside");
         }
-        for sequence in &committed.orphaned {
-            tracing::warn!(sequence, "a message without a stored session was set aside");
+        for session in &committed.reopened {
+            tracing::warn!(
+                session = session.short(),
+                "a session was opened by its message: the record that should have opened it is lost"
+            );
         }
         let all = committed.claimed.len() == batch.last.len();
         if !all {
@@ -309,19 +347,18 @@ fn set_aside(batch: &Batch, committed: &Committed) -> impl Iterator<Item = Place
 
 /// Counts what a commit stored.
 fn measure(batch: &Batch, committed: &Committed) {
-    let Committed { stored, opened, orphaned, refused, .. } = committed;
+    let Committed { stored, opened, reopened, refused, .. } = committed;
     let records =
         batch.sessions.len() + batch.messages.len() + batch.rejects.len() + batch.erasures.len();
     METRICS.batch_records.observe(f64::from(u32::try_from(records).unwrap_or(u32::MAX)));
     let is_ours = |partition: &Partition| committed.claimed.contains(partition);
     METRICS.messages_stored.inc_by(stored.len() as u64);
-    METRICS.sessions_stored.inc_by(opened.len() as u64);
+    METRICS.sessions_stored.inc_by((opened.len() + reopened.len()) as u64);
+    METRICS.sessions_reopened.inc_by(reopened.len() as u64);
     let erased = batch.erasures.values().filter(|row| is_ours(&row.place.partition));
     METRICS.sessions_erased.inc_by(erased.count() as u64);
     METRICS.records_refused.inc_by(refused.len() as u64);
-    METRICS
-        .dead_letters_added
-        .inc_by((set_aside(batch, committed).count() + orphaned.len()) as u64);
+    METRICS.dead_letters_added.inc_by(set_aside(batch, committed).count() as u64);
     let sessions = batch.sessions.iter().map(|row| row.place);
     let places = sessions.chain(batch.messages.iter().map(|row| row.place));
     let mut claimed = 0;
@@ -329,7 +366,7 @@ fn measure(batch: &Batch, committed: &Committed) {
         METRICS.store_seconds.observe(seconds_since(place.recorded_at));
         claimed += 1;
     }
-    let new = stored.len() + opened.len() + orphaned.len() + refused.len();
+    let new = stored.len() + opened.len() + refused.len();
     METRICS.duplicates.inc_by(u64::saturating_sub(claimed, new as u64));
 }
 
@@ -345,6 +382,13 @@ fn tell(batch: &Batch, committed: &Committed) {
             message_id = %row.new.id, session = row.session.short(), %partition, sequence, "stored"
         );
     }
+}
+
+/// Whether storing can go on behind the known offset: it is still there, or it was moved over records of
+/// other partitions, as before a trim. Then nothing was announced in between.
+fn goes_on(known: Position, offset: &Offset) -> bool {
+    let moved_idle = offset.announced <= known.sequence && known.is_within(offset.stored);
+    offset.stored == known || moved_idle
 }
 
 /// Waits for what ends a term from outside.
@@ -364,4 +408,28 @@ async fn interrupted(
 /// Where announcing goes on: behind the last message that is stored in this epoch.
 fn announced(offset: &Offset) -> Position {
     Position { epoch: offset.stored.epoch, sequence: offset.announced }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::announcement::Epoch;
+
+    use super::*;
+
+    #[test]
+    fn an_offset_that_was_moved_over_records_of_others_goes_on() {
+        let position = |epoch, sequence| Position { epoch: Epoch(epoch), sequence };
+        let offset = |epoch, sequence, announced| Offset {
+            partition: Partition::FIRST,
+            stored: position(epoch, sequence),
+            announced,
+        };
+        let known = position(1, 10);
+        assert!(goes_on(known, &offset(1, 10, 10)));
+        assert!(goes_on(known, &offset(1, 15, 10)), "moved");
+        assert!(goes_on(known, &offset(1, 15, 8)), "moved behind a record that was no message");
+        assert!(!goes_on(known, &offset(1, 15, 15)), "another worker stored something");
+        assert!(!goes_on(known, &offset(1, 9, 9)), "an older database");
+        assert!(!goes_on(known, &offset(2, 10, 10)), "another log");
+    }
 }

@@ -7,14 +7,17 @@
 //! so a record is never waited for and never skipped.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, push};
 use async_nats::jetstream::stream::Stream;
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
-use shared::partition::Partition;
+use shared::partition::{Partition, PartitionCount};
 use shared::subjects;
+use tokio::time::Instant;
 
 use crate::batch::{Place, Record};
+use crate::metrics::METRICS;
 use crate::verify::StreamState;
 
 /// Most records in a batch: rows cost least from 100 on, and a larger batch only makes the first
@@ -25,12 +28,16 @@ const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most records looked at for one batch: where nearly all are another worker's, leases and stop have their
 /// turn all the same.
 const LOOKED_AT_MAX: usize = 4_096;
+/// Pause between two log lines about foreign records, however many there are.
+const FOREIGN_TOLD_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Records of some partitions, each once, those of a partition in order.
 pub struct LogReader {
     messages: push::Ordered,
     /// Where each partition is read up to.
     read: HashMap<Partition, u64>,
+    partitions: PartitionCount,
+    foreign: Foreign,
 }
 
 impl LogReader {
@@ -39,6 +46,7 @@ impl LogReader {
         log: &Stream,
         client: &async_nats::Client,
         stream: &StreamState,
+        partitions: PartitionCount,
         offsets: &BTreeMap<Partition, u64>,
     ) -> Result<Self, async_nats::Error> {
         let config = push::OrderedConfig {
@@ -52,6 +60,8 @@ impl LogReader {
         let messages = log.create_consumer(config).await?.messages().await?;
         Ok(Self {
             messages,
+            partitions,
+            foreign: Foreign::default(),
             read: offsets.iter().map(|(partition, sequence)| (*partition, *sequence)).collect(),
         })
     }
@@ -84,7 +94,15 @@ impl LogReader {
         records: &mut Vec<Record>,
     ) -> Result<usize, async_nats::Error> {
         let subject = message.subject.as_str();
-        let partition = partition_of(subject).ok_or("the log's consumer sent a foreign subject")?;
+        let partition = subjects::partition_of(subject).filter(|one| self.partitions.has(*one));
+        let Some(partition) = partition else {
+            let sequence = message.info()?.stream_sequence;
+            // Every worker comes by: one is enough to tell.
+            if self.read.get(&Partition::FIRST).is_some_and(|read| sequence > *read) {
+                self.foreign.pass_over(sequence);
+            }
+            return Ok(0);
+        };
         let Some(read) = self.read.get_mut(&partition) else { return Ok(0) };
         let info = message.info()?;
         let (sequence, recorded_at) = (info.stream_sequence, info.published);
@@ -100,9 +118,28 @@ impl LogReader {
     }
 }
 
-/// The partition of a subject whose session need not be valid: such a record is set aside later.
-fn partition_of(subject: &str) -> Option<Partition> {
-    subject.split('.').nth(2)?.parse().ok().map(Partition::new)
+/// Records on subjects of no partition: no offset counts them, so that they cannot be set aside either.
+#[derive(Default)]
+struct Foreign {
+    /// When it was told last, and how many there were since.
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Foreign {
+    /// Counts it, and tells of it now and then.
+    fn pass_over(&mut self, sequence: u64) {
+        METRICS.records_foreign.inc();
+        self.untold += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= FOREIGN_TOLD_INTERVAL) {
+            tracing::warn!(
+                sequence,
+                records = self.untold,
+                "the log holds records on subjects of no partition; they are passed over"
+            );
+            *self = Self { told: Some(Instant::now()), untold: 0 };
+        }
+    }
 }
 
 /// The lowest sequence that any partition has not stored yet. A partition in which nothing is

@@ -1,14 +1,14 @@
 //! All SQL of the persister. Every statement is its own transaction, so a worker that is paused can
 //! never sit inside one.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
 use shared::database::Database;
-use shared::ids::{SessionDigest, SessionId};
+use shared::ids::{ChatSessionId, SessionDigest, SessionId};
 use shared::lifecycle::{Backoff, Stop, pause};
 use shared::message::{Message, SessionHead};
 use shared::partition::{Partition, PartitionCount};
@@ -20,7 +20,7 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use crate::batch::{Batch, Place};
+use crate::batch::{Batch, Place, storable};
 
 /// One connection commits, one renews the leases, one looks at what is old or behind, one is for
 /// health.
@@ -50,11 +50,13 @@ const PREPARE: &str = r#"
     )
     INSERT INTO "LogEpoch" ("partition", "epoch") SELECT * FROM missing"#;
 
-/// Says that the worker lives, and forgets those that have been silent for long.
+/// Says that the worker lives, and forgets those that have been silent for long, also by a clock that was
+/// ahead.
 const ALIVE: &str = r#"
     WITH silent AS (
         SELECT "id" FROM "Worker"
-        WHERE "aliveUntil" < now() - interval '1 minute' AND "id" <> $1
+        WHERE "aliveUntil" NOT BETWEEN now() - interval '1 minute' AND clock_timestamp() + interval '1 minute'
+            AND "id" <> $1
         FOR UPDATE SKIP LOCKED
     ), forgotten AS (
         DELETE FROM "Worker" WHERE "id" IN (SELECT "id" FROM silent)
@@ -65,13 +67,18 @@ const ALIVE: &str = r#"
 /// Renews the worker's leases up to its fair share, gives up what is above it, takes what is free
 /// below it. Nobody waits for a row that another worker is taking.
 ///
+/// No lease and no sign of life is longer than `$2`: one that seems to be was written before the clock was
+/// set back, and nobody need be alive who renews it. The clock is looked at anew for that: `now()` is from
+/// before the snapshot, which may show a lease that was renewed since.
+///
 /// This and every other statement that waits for rows of `LogPartition` locks them in the order of
 /// the partitions first: two that did so in their own orders would wait for each other, until the
 /// server notices after its `deadlock_timeout`, a second in which nothing is stored.
 const SHARE: &str = r#"
     WITH share AS (
         SELECT ceil((SELECT count(*) FROM "LogPartition")::numeric / greatest(count(*), 1))::int AS most
-        FROM "Worker" WHERE "aliveUntil" > now()
+        FROM "Worker"
+        WHERE "aliveUntil" > now() AND "aliveUntil" <= clock_timestamp() + $2 * interval '1 millisecond'
     ), held AS (
         SELECT "partition" FROM "LogPartition" WHERE "owner" = $1 ORDER BY "partition" FOR UPDATE
     ), mine AS (
@@ -85,7 +92,8 @@ const SHARE: &str = r#"
         RETURNING p."partition", p."owner"
     ), free AS (
         SELECT "partition" FROM "LogPartition"
-        WHERE "owner" IS DISTINCT FROM $1 AND ("owner" IS NULL OR "leaseUntil" < now())
+        WHERE "owner" IS DISTINCT FROM $1 AND ("owner" IS NULL OR ("leaseUntil" >= now()
+            AND "leaseUntil" <= clock_timestamp() + $2 * interval '1 millisecond') IS NOT TRUE)
         ORDER BY "partition"
         LIMIT greatest((SELECT most FROM share) - (SELECT count(*) FROM mine), 0)
         FOR UPDATE SKIP LOCKED
@@ -109,8 +117,7 @@ const LEAVE: &str = r#"
 
 /// How far the worker's partitions are stored and, from the rows, how far they were announced at most.
 const OFFSETS: &str = r#"
-    SELECT p."partition", p."epoch", p."sequence", p."recordedAt", p."streamCreatedAt",
-           greatest(last."logSequence", erased."lastSequence", 0)
+    SELECT p."partition", p."epoch", p."sequence", greatest(last."logSequence", erased."lastSequence", 0)
     FROM "LogPartition" p
     LEFT JOIN LATERAL (
         SELECT m."logSequence" FROM "Message" m
@@ -122,33 +129,68 @@ const OFFSETS: &str = r#"
     ) erased ON true
     WHERE p."owner" = $1 AND p."partition" = ANY($2)"#;
 
-/// Begins a new epoch: nothing of the log that is there now counts as stored.
-const BEGIN_EPOCH: &str = r#"
-    WITH begun AS (
-        UPDATE "LogPartition"
-        SET "epoch" = $4, "sequence" = $5, "recordedAt" = NULL, "streamCreatedAt" = NULL
-        WHERE "partition" = $2 AND "epoch" = $3 AND "owner" = $1
-        RETURNING "partition", "epoch"
+/// By what every partition, whoever owns it, knows its log again.
+const MARKS: &str = r#"
+    SELECT "partition", "epoch", "sequence", "recordedAt", "streamCreatedAt", "headSequence", "headRecordedAt"
+    FROM "LogPartition" ORDER BY "partition""#;
+
+/// Begins new epochs: nothing of the log that is there now counts as stored. All or nothing, so that of
+/// several workers that find another log only one does it; the commits of the others are fenced.
+const BEGIN_EPOCHS: &str = r#"
+    WITH observed AS (
+        SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS o ("partition", "epoch", "next")
+    ), locked AS (
+        SELECT p."partition", o."next"
+        FROM "LogPartition" p JOIN observed o ON o."partition" = p."partition" AND o."epoch" = p."epoch"
+        ORDER BY p."partition"
+        FOR UPDATE OF p
+    ), begun AS (
+        UPDATE "LogPartition" p
+        SET "epoch" = l."next", "sequence" = $4, "recordedAt" = NULL, "streamCreatedAt" = $5,
+            "headSequence" = $6, "headRecordedAt" = $7
+        FROM locked l
+        WHERE p."partition" = l."partition"
+            AND (SELECT count(*) FROM locked) = (SELECT count(*) FROM observed)
+        RETURNING p."partition", p."epoch"
     )
     INSERT INTO "LogEpoch" ("partition", "epoch") SELECT * FROM begun"#;
+
+/// Gives a fingerprint to partitions that have none: those of an older version, and those of which no record
+/// was stored yet.
+const MARK: &str = r#"
+    WITH unmarked AS (
+        SELECT p."partition"
+        FROM "LogPartition" p
+        JOIN unnest($1::smallint[], $2::bigint[]) AS o ("partition", "epoch")
+            ON o."partition" = p."partition" AND o."epoch" = p."epoch"
+        WHERE p."headSequence" IS NULL
+        ORDER BY p."partition"
+        FOR UPDATE OF p
+    )
+    UPDATE "LogPartition" p SET "headSequence" = $3, "headRecordedAt" = $4
+    FROM unmarked WHERE p."partition" = unmarked."partition""#;
 
 /// The partitions of a batch, where each is expected to stand and where it stands then.
 const EXPECTED: &str = r#"
     WITH expected AS (
-        SELECT * FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[])
-            AS e ("partition", "epoch", "sequence", "next", "nextAt")
+        SELECT * FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+                             $7::timestamptz[])
+            AS e ("partition", "epoch", "sequence", "first", "next", "nextAt")
     )"#;
 
-/// Locks the partitions that count and moves their offsets.
+/// Locks the partitions that count and moves their offsets. One that was moved meanwhile over records of
+/// other partitions counts all the same: every record of its own behind `sequence` is in the batch.
 const CLAIMED: &str = r#", locked AS (
         SELECT p."partition", e."next", e."nextAt"
         FROM "LogPartition" p JOIN expected e ON e."partition" = p."partition"
-        WHERE p."owner" = $1 AND p."epoch" = e."epoch" AND p."sequence" = e."sequence"
+        WHERE p."owner" = $1 AND p."epoch" = e."epoch"
+            AND p."sequence" >= e."sequence" AND p."sequence" < e."first"
         ORDER BY p."partition"
         FOR UPDATE OF p
     ), claimed AS (
         UPDATE "LogPartition" p
-        SET "sequence" = l."next", "recordedAt" = l."nextAt", "streamCreatedAt" = $7
+        SET "sequence" = l."next", "recordedAt" = l."nextAt", "streamCreatedAt" = $8,
+            "headSequence" = $9, "headRecordedAt" = $10
         FROM locked l WHERE p."partition" = l."partition"
         RETURNING p."partition", p."epoch"
     )"#;
@@ -156,8 +198,8 @@ const CLAIMED: &str = r#", locked AS (
 /// Stores whatever a batch may hold but erasures.
 const STORED_ALL: &str = r#", begun AS (
         SELECT s.*, c."epoch", z."digest"
-        FROM unnest($16::smallint[], $17::bigint[], $18::text[], $19::text[], $20::text[], $21::text[],
-                    $22::timestamp[])
+        FROM unnest($19::smallint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::text[],
+                    $25::timestamp[])
             WITH ORDINALITY AS s ("partition", "sequence", "id", "sessionId", "ip", "userAgent", "createdAt",
                                   "ord")
         JOIN claimed c ON c."partition" = s."partition"
@@ -173,8 +215,8 @@ const STORED_ALL: &str = r#", begun AS (
         RETURNING "id", "sessionId"
     ), sent AS MATERIALIZED (
         SELECT m.*, c."epoch", coalesce(o."id", k."id") AS "chatSessionId"
-        FROM unnest($8::smallint[], $9::bigint[], $10::text[], $11::text[], $12::text[], $13::timestamp[],
-                    $14::bool[], $15::text[])
+        FROM unnest($11::smallint[], $12::bigint[], $13::text[], $14::text[], $15::text[], $16::timestamp[],
+                    $17::bool[], $18::text[])
             WITH ORDINALITY AS m ("partition", "sequence", "id", "sender", "content", "createdAt", "isAI",
                                   "sessionId", "ord")
         JOIN claimed c ON c."partition" = m."partition"
@@ -182,14 +224,6 @@ const STORED_ALL: &str = r#", begun AS (
         LEFT JOIN LATERAL (
             SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = m."sessionId" LIMIT 1
         ) k ON true
-    ), stored AS (
-        INSERT INTO "Message" ("id", "sender", "content", "createdAt", "isAI", "chatSessionId", "logEpoch",
-                               "logSequence")
-        SELECT "id", "sender", "content", "createdAt", "isAI", "chatSessionId", "epoch", "sequence"
-        FROM sent WHERE "chatSessionId" IS NOT NULL
-        ORDER BY "ord"
-        ON CONFLICT DO NOTHING
-        RETURNING "logSequence", "chatSessionId"
     ), strays AS (
         SELECT m.*, z."digest" FROM sent m
         LEFT JOIN LATERAL (
@@ -197,19 +231,33 @@ const STORED_ALL: &str = r#", begun AS (
             WHERE e."digest" = sha256(convert_to(m."sessionId", 'UTF8')) LIMIT 1
         ) z ON true
         WHERE m."chatSessionId" IS NULL
-    ), orphaned AS (
-        INSERT INTO "DeadLetter" ("subject", "payload", "reason", "logEpoch", "logSequence", "recordedAt")
-        SELECT 'chat.requests.' || "partition" || '.' || "sessionId",
-               convert_to(json_build_object('message', json_build_object(
-                   'id', "id", 'sender', "sender", 'content', "content", 'isAI', "isAI"))::text, 'UTF8'),
-               'no session with this id is stored', "epoch", "sequence", "createdAt" AT TIME ZONE 'UTC'
-        FROM strays WHERE "digest" IS NULL
-        ORDER BY "ord"
+    ), reopened AS (
+        INSERT INTO "ChatSession" ("id", "sessionId", "createdAt")
+        SELECT DISTINCT ON (t."sessionId") i."id", t."sessionId", t."createdAt"
+        FROM strays t JOIN unnest($32::text[], $33::text[]) AS i ("sessionId", "id") ON i."sessionId" = t."sessionId"
+        WHERE t."digest" IS NULL
+        ORDER BY t."sessionId", t."ord"
+        ON CONFLICT ("sessionId") DO UPDATE SET "sessionId" = EXCLUDED."sessionId"
+        RETURNING "id", "sessionId"
+    ), stored AS (
+        INSERT INTO "Message" ("id", "sender", "content", "createdAt", "isAI", "chatSessionId", "logEpoch",
+                               "logSequence")
+        SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", coalesce(m."chatSessionId", r."id"),
+               m."epoch", m."sequence"
+        FROM sent m LEFT JOIN reopened r ON r."sessionId" = m."sessionId"
+        WHERE coalesce(m."chatSessionId", r."id") IS NOT NULL
+        ORDER BY m."ord"
         ON CONFLICT DO NOTHING
-        RETURNING "logSequence"
+        RETURNING "logSequence", "chatSessionId"
+    ), filled AS (
+        UPDATE "ChatSession" s
+        SET "ip" = coalesce(s."ip", b."ip"), "userAgent" = coalesce(s."userAgent", b."userAgent")
+        FROM begun b JOIN unnest($32::text[], $33::text[]) AS i ("sessionId", "id") ON i."sessionId" = b."sessionId"
+        WHERE s."id" = i."id" AND s."sessionId" = b."sessionId" AND b."digest" IS NULL AND s."id" = ANY ($33)
+            AND (s."ip" IS NULL AND b."ip" IS NOT NULL OR s."userAgent" IS NULL AND b."userAgent" IS NOT NULL)
     ), faulty AS (
         SELECT r.*, c."epoch", z."digest"
-        FROM unnest($23::smallint[], $24::bigint[], $25::text[], $26::bytea[], $27::text[], $28::timestamptz[])
+        FROM unnest($26::smallint[], $27::bigint[], $28::text[], $29::bytea[], $30::text[], $31::timestamptz[])
             AS r ("partition", "sequence", "subject", "payload", "reason", "recordedAt")
         JOIN claimed c ON c."partition" = r."partition"
         LEFT JOIN LATERAL (
@@ -241,16 +289,17 @@ const STORED_ALL: &str = r#", begun AS (
 const EXPECTED_IF_KNOWN: &str = r#"
     WITH sent AS MATERIALIZED (
         SELECT m.*, k."id" AS "chatSessionId"
-        FROM unnest($8::smallint[], $9::bigint[], $10::text[], $11::text[], $12::text[], $13::timestamp[],
-                    $14::bool[], $15::text[])
+        FROM unnest($11::smallint[], $12::bigint[], $13::text[], $14::text[], $15::text[], $16::timestamp[],
+                    $17::bool[], $18::text[])
             WITH ORDINALITY AS m ("partition", "sequence", "id", "sender", "content", "createdAt", "isAI",
                                   "sessionId", "ord")
         LEFT JOIN LATERAL (
             SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = m."sessionId" LIMIT 1
         ) k ON true
     ), expected AS (
-        SELECT * FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[])
-            AS e ("partition", "epoch", "sequence", "next", "nextAt")
+        SELECT * FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+                             $7::timestamptz[])
+            AS e ("partition", "epoch", "sequence", "first", "next", "nextAt")
         WHERE (SELECT bool_and("chatSessionId" IS NOT NULL) FROM sent)
     )"#;
 
@@ -269,14 +318,14 @@ const STORED_KNOWN: &str = r#", stored AS (
         '{}'::text[] AS opened,
         coalesce((SELECT array_agg("logSequence") FROM stored), '{}') AS sequences,
         coalesce((SELECT array_agg("chatSessionId") FROM stored), '{}') AS chats,
-        '{}'::bigint[] AS orphaned,
+        '{}'::text[] AS reopened,
         '{}'::bigint[] AS refused"#;
 
 /// What is done besides where a batch erases sessions: their rows and dead letters go. `ANY` and `OFFSET`
 /// keep it at looks into indexes, however many rows there are.
 const ERASE: &str = r#", ending AS (
         SELECT x.*, c."epoch"
-        FROM unnest($29::smallint[], $30::bigint[], $31::bigint[], $32::timestamptz[], $33::text[], $34::bytea[])
+        FROM unnest($34::smallint[], $35::bigint[], $36::bigint[], $37::timestamptz[], $38::text[], $39::bytea[])
             AS x ("partition", "sequence", "last", "recordedAt", "sessionId", "digest")
         JOIN claimed c ON c."partition" = x."partition"
     ), erased AS (
@@ -311,7 +360,7 @@ const COMMITTED: &str = r#"
         coalesce((SELECT array_agg("sessionId") FROM opened), '{}') AS opened,
         coalesce((SELECT array_agg("logSequence") FROM stored), '{}') AS sequences,
         coalesce((SELECT array_agg("chatSessionId") FROM stored), '{}') AS chats,
-        coalesce((SELECT array_agg("logSequence") FROM orphaned), '{}') AS orphaned,
+        coalesce((SELECT array_agg("sessionId") FROM reopened), '{}') AS reopened,
         coalesce((SELECT array_agg("sequence") FROM refused), '{}') AS refused"#;
 
 /// Stores a batch and moves the offsets, partition by partition all or nothing.
@@ -319,7 +368,10 @@ const COMMITTED: &str = r#"
 /// A partition counts only where the worker still owns it and its offset is the expected one; the
 /// rows of the others are left out. Rows are locked in one order, so that two workers cannot wait
 /// for each other. The session of a message may be opened by this same statement, which its own
-/// snapshot does not show: hence the union of both.
+/// snapshot does not show: hence the union of both. A session that is missing all the same, since the
+/// record that should have opened it is lost, is opened by its first message under an id that is derived from
+/// its own; should the record come later, it adds what only it knows. `DO UPDATE` in place of `DO NOTHING`
+/// gives the id of a row that somebody else inserted meanwhile.
 ///
 /// What belongs to an erased session is refused; a message is looked at for it only where its session is
 /// not stored. Of those that this batch erases nothing else is in it.
@@ -350,7 +402,8 @@ const THIN_OUT: &str = r#"
 /// How far every partition is stored.
 const STORED: &str = r#"SELECT "partition", "sequence" FROM "LogPartition""#;
 
-/// Moves offsets over records of other partitions, to where no record of their own is named.
+/// Moves offsets over records of other partitions, to where no record of their own is named. What the
+/// partition knows its log by stays, also where that was the record at its offset.
 const MOVE_IDLE: &str = r#"
     WITH idle AS (
         SELECT p."partition"
@@ -361,7 +414,11 @@ const MOVE_IDLE: &str = r#"
         FOR UPDATE OF p
     )
     UPDATE "LogPartition" p
-    SET "sequence" = $3, "recordedAt" = NULL, "streamCreatedAt" = $4
+    SET "sequence" = $3, "recordedAt" = NULL, "streamCreatedAt" = coalesce(p."streamCreatedAt", $4),
+        "headSequence" = CASE
+            WHEN p."headSequence" IS NULL AND p."recordedAt" IS NOT NULL THEN p."sequence"
+            ELSE p."headSequence" END,
+        "headRecordedAt" = coalesce(p."headRecordedAt", p."recordedAt")
     FROM idle WHERE p."partition" = idle."partition""#;
 
 /// Erased sessions of which the log may still hold something, and whether it is the log that they were
@@ -450,12 +507,32 @@ pub struct Offset {
     pub partition: Partition,
     /// The last stored record; sequence 0 before the first.
     pub stored: Position,
-    /// Timestamp of that record.
+    /// Sequence of the last message that was stored, and so announced or lost on the way.
+    pub announced: u64,
+}
+
+/// A record of the log, to know the log again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// Its stream sequence.
+    pub sequence: u64,
+    /// Its timestamp; Postgres keeps microseconds of it.
+    pub recorded_at: OffsetDateTime,
+}
+
+/// By what a partition knows its log again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mark {
+    /// Which partition.
+    pub partition: Partition,
+    /// The last stored record; sequence 0 before the first.
+    pub stored: Position,
+    /// Timestamp of that record; none if the offset was moved to where another partition's may stand.
     pub recorded_at: Option<OffsetDateTime>,
     /// When the stream was made that it stood in.
     pub stream_created_at: Option<OffsetDateTime>,
-    /// Sequence of the last message that was stored, and so announced or lost on the way.
-    pub announced: u64,
+    /// The newest record of the stream that was known when the offset moved.
+    pub head: Option<Fingerprint>,
 }
 
 /// A record that could not be stored.
@@ -575,8 +652,8 @@ pub struct Committed {
     pub opened: Vec<SessionId>,
     /// Messages that are new, in log order: their sequence and the key of their session's row.
     pub stored: Vec<(u64, String)>,
-    /// Messages set aside because their session is not stored.
-    pub orphaned: Vec<u64>,
+    /// Sessions that are new because of a message: the record that should have opened them is lost.
+    pub reopened: Vec<SessionId>,
     /// Records of sessions that were erased before.
     pub refused: HashSet<u64>,
 }
@@ -673,32 +750,63 @@ impl Store {
 
     /// The offsets of those of the partitions that the worker owns.
     pub async fn offsets(&self, partitions: &[Partition]) -> sqlx::Result<Vec<Offset>> {
-        type Row = (i16, i64, i64, Option<OffsetDateTime>, Option<OffsetDateTime>, i64);
         let numbers: Vec<i16> = partitions.iter().copied().map(Partition::to_column).collect();
         let query = sqlx::query_as(OFFSETS).bind(self.worker).bind(numbers);
-        let rows: Vec<Row> = answered(query.fetch_all(&self.pool)).await?;
-        let offset =
-            |(number, epoch, sequence, recorded_at, stream_created_at, announced): Row| Offset {
-                partition: partition(number),
-                stored: Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() },
-                recorded_at,
-                stream_created_at,
-                announced: announced.cast_unsigned(),
-            };
+        let rows: Vec<(i16, i64, i64, i64)> = answered(query.fetch_all(&self.pool)).await?;
+        let offset = |(number, epoch, sequence, announced): (i16, i64, i64, i64)| Offset {
+            partition: partition(number),
+            stored: Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() },
+            announced: announced.cast_unsigned(),
+        };
         Ok(rows.into_iter().map(offset).collect())
     }
 
-    /// Begins a new epoch of a partition in place of the one that `start` names, behind its sequence.
-    pub async fn begin_epoch(&self, partition: Partition, start: Position) -> anyhow::Result<()> {
-        let new = Epoch::random()?;
-        let query = sqlx::query(BEGIN_EPOCH)
-            .bind(self.worker)
-            .bind(partition.to_column())
-            .bind(start.epoch.0)
-            .bind(new.0)
-            .bind(column(start.sequence));
-        answered(query.execute(&self.pool)).await?;
-        Ok(())
+    /// By what the partitions, whoever owns them, know their log again.
+    pub async fn marks(&self) -> sqlx::Result<Vec<Mark>> {
+        type Time = Option<OffsetDateTime>;
+        type Row = (i16, i64, i64, Time, Time, Option<i64>, Time);
+        let rows: Vec<Row> = answered(sqlx::query_as(MARKS).fetch_all(&self.pool)).await?;
+        let mark = |(number, epoch, sequence, recorded_at, created, head, head_at): Row| Mark {
+            partition: partition(number),
+            stored: Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() },
+            recorded_at,
+            stream_created_at: created,
+            head: head.zip(head_at).map(|(sequence, recorded_at)| Fingerprint {
+                sequence: sequence.cast_unsigned(),
+                recorded_at,
+            }),
+        };
+        Ok(rows.into_iter().map(mark).collect())
+    }
+
+    /// Begins a new epoch of every partition in place of those that were observed, behind `sequence` of a
+    /// stream. How many were begun: none if another worker was faster.
+    pub async fn begin_epochs(
+        &self,
+        observed: &[Mark],
+        sequence: u64,
+        stream_created_at: OffsetDateTime,
+        head: Option<Fingerprint>,
+    ) -> anyhow::Result<u64> {
+        let new: Vec<i64> = observed
+            .iter()
+            .map(|_| Epoch::random().map(|epoch| epoch.0))
+            .collect::<Result<_, _>>()?;
+        let query = bind_observed(sqlx::query(BEGIN_EPOCHS), observed)
+            .bind(new)
+            .bind(column(sequence))
+            .bind(stream_created_at)
+            .bind(head.map(|head| column(head.sequence)))
+            .bind(head.map(|head| head.recorded_at));
+        Ok(answered(query.execute(&self.pool)).await?.rows_affected())
+    }
+
+    /// Gives a fingerprint to those of the partitions that have none.
+    pub async fn mark(&self, observed: &[Mark], head: Fingerprint) -> sqlx::Result<()> {
+        let query = bind_observed(sqlx::query(MARK), observed)
+            .bind(column(head.sequence))
+            .bind(head.recorded_at);
+        answered(query.execute(&self.pool)).await.map(drop)
     }
 
     /// How far every partition is stored, whoever owns it.
@@ -847,22 +955,54 @@ impl Store {
         expected: impl Fn(Partition) -> Position,
         stream_created_at: OffsetDateTime,
     ) -> sqlx::Result<Committed> {
-        let bind =
-            |sql: &'static str| bind_offsets(sqlx::query_as(sql), self.worker, batch, &expected);
-        let query = |sql| bind_messages(bind(sql).bind(stream_created_at), batch);
         if batch.has_only_messages() {
-            let committed = self.commit_row(query(&COMMIT_MESSAGES)).await?;
+            let query = self.bind_commit(&COMMIT_MESSAGES, batch, &expected, stream_created_at);
+            let committed = self.commit_row(query).await?;
             // Else the whole statement finds out why: a session is missing, or another worker was faster.
             if !committed.claimed.is_empty() {
                 return Ok(committed);
             }
         }
-        let whole = |sql| bind_rejects(bind_sessions(query(sql), batch), batch);
-        if batch.erasures.is_empty() {
-            self.commit_row(whole(&COMMIT)).await
-        } else {
-            self.commit_row(bind_erasures(whole(&COMMIT_AND_ERASE), batch)).await
-        }
+        let erases = !batch.erasures.is_empty();
+        self.commit_whole(batch, &expected, stream_created_at, erases).await
+    }
+
+    /// Whether Postgres takes the statement that would store this batch, without a row.
+    pub async fn takes_nothing(&self, batch: &Batch) -> bool {
+        let nothing = Batch::default();
+        let nowhere = |_| Position { epoch: Epoch(0), sequence: 0 };
+        let erases = !batch.erasures.is_empty();
+        let created = OffsetDateTime::UNIX_EPOCH;
+        self.commit_whole(&nothing, &nowhere, created, erases).await.is_ok()
+    }
+
+    async fn commit_whole(
+        &self,
+        batch: &Batch,
+        expected: &impl Fn(Partition) -> Position,
+        stream_created_at: OffsetDateTime,
+        erases: bool,
+    ) -> sqlx::Result<Committed> {
+        let sql: &'static str = if erases { &COMMIT_AND_ERASE } else { &COMMIT };
+        let query = self.bind_commit(sql, batch, expected, stream_created_at);
+        let query = bind_stand_ins(bind_rejects(bind_sessions(query, batch), batch), batch);
+        self.commit_row(if erases { bind_erasures(query, batch) } else { query }).await
+    }
+
+    /// Binds what every statement that commits begins with.
+    fn bind_commit(
+        &self,
+        sql: &'static str,
+        batch: &Batch,
+        expected: &impl Fn(Partition) -> Position,
+        stream_created_at: OffsetDateTime,
+    ) -> Query<'static, CommitRow> {
+        let head = batch.newest();
+        let query = bind_offsets(sqlx::query_as(sql), self.worker, batch, expected)
+            .bind(stream_created_at)
+            .bind(head.map(|place| column(place.sequence)))
+            .bind(head.map(|place| place.recorded_at));
+        bind_messages(query, batch)
     }
 
     /// Commits on a connection that is kept: the pool would ask Postgres before and behind every statement
@@ -874,12 +1014,24 @@ impl Store {
             None => self.pool.acquire().await?,
         };
         let row = answered(query.fetch_one(&mut *connection)).await;
-        // One that failed is looked at by the pool.
-        if row.as_ref().err().is_none_or(is_data_error) {
-            *kept = Some(connection);
+        match row.as_ref().err() {
+            // A statement that was prepared before the tables changed may be good no more.
+            Some(error) if is_of_class(error, &["0A", "26"]) => connection.close_on_drop(),
+            // One that failed is looked at by the pool.
+            Some(error) if is_passing(error) => {}
+            _ => *kept = Some(connection),
         }
         row.map(committed)
     }
+}
+
+fn bind_observed<'q>(
+    query: sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments>,
+    observed: &[Mark],
+) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
+    query
+        .bind(observed.iter().map(|mark| mark.partition.to_column()).collect::<Vec<_>>())
+        .bind(observed.iter().map(|mark| mark.stored.epoch.0).collect::<Vec<_>>())
 }
 
 type Query<'q, Row> = sqlx::query::QueryAs<'q, sqlx::Postgres, Row, sqlx::postgres::PgArguments>;
@@ -896,6 +1048,7 @@ fn bind_offsets<'q, Row>(
         .bind(batch.last.keys().map(|partition| partition.to_column()).collect::<Vec<_>>())
         .bind(expected.iter().map(|position| position.epoch.0).collect::<Vec<_>>())
         .bind(expected.iter().map(|position| column(position.sequence)).collect::<Vec<_>>())
+        .bind(batch.first.values().copied().map(column).collect::<Vec<_>>())
         .bind(batch.last.values().map(|place| column(place.sequence)).collect::<Vec<_>>())
         .bind(batch.last.values().map(|place| place.recorded_at).collect::<Vec<_>>())
 }
@@ -930,10 +1083,19 @@ fn bind_rejects<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row>
     query
         .bind(rows.iter().map(|row| row.record.place.partition.to_column()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| column(row.record.place.sequence)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.record.subject.clone()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| storable(&row.record.subject)).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.record.payload.to_vec()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.reason.clone()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.record.place.recorded_at).collect::<Vec<_>>())
+}
+
+/// The ids of sessions that their messages open if nothing else did.
+fn bind_stand_ins<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row> {
+    let sessions: BTreeSet<SessionId> = batch.all_sessions().collect();
+    let id = |session: &SessionId| String::from(ChatSessionId::derived(*session));
+    query
+        .bind(sessions.iter().map(SessionId::to_string).collect::<Vec<_>>())
+        .bind(sessions.iter().map(id).collect::<Vec<_>>())
 }
 
 fn bind_erasures<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row> {
@@ -954,18 +1116,21 @@ fn bind_erasures<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row
 }
 
 /// What [`COMMIT`] selects.
-type CommitRow = (Vec<i16>, Vec<String>, Vec<i64>, Vec<String>, Vec<i64>, Vec<i64>);
+type CommitRow = (Vec<i16>, Vec<String>, Vec<i64>, Vec<String>, Vec<String>, Vec<i64>);
 
 fn committed(row: CommitRow) -> Committed {
-    let (claimed, opened, sequences, chats, orphaned, refused) = row;
+    let (claimed, opened, sequences, chats, reopened, refused) = row;
+    let sessions = |texts: Vec<String>| -> Vec<SessionId> {
+        texts.iter().filter_map(|text| SessionId::parse(text).ok()).collect()
+    };
     // Both arrays come from the same rows; that they were inserted in log order is no promise of SQL.
     let mut stored: Vec<_> = sequences.into_iter().map(i64::cast_unsigned).zip(chats).collect();
     stored.sort_unstable_by_key(|(sequence, _)| *sequence);
     Committed {
         claimed: claimed.into_iter().map(partition).collect(),
-        opened: opened.iter().filter_map(|text| SessionId::parse(text).ok()).collect(),
+        opened: sessions(opened),
         stored,
-        orphaned: orphaned.into_iter().map(i64::cast_unsigned).collect(),
+        reopened: sessions(reopened),
         refused: refused.into_iter().map(i64::cast_unsigned).collect(),
     }
 }
@@ -990,21 +1155,21 @@ async fn answered<T>(query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Resu
     tokio::time::timeout(ANSWER_TIMEOUT, query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
-/// Whether the record itself is at fault: SQLSTATE class 22, data exception, or 23, integrity
-/// constraint violation.
-pub fn is_data_error(error: &sqlx::Error) -> bool {
-    sqlstate_class(error).is_some_and(|class| matches!(class.as_str(), "22" | "23"))
-}
-
 /// Whether waiting may help: no connection, no resources, operator intervention, system error.
 pub fn is_passing(error: &sqlx::Error) -> bool {
-    let class = sqlstate_class(error);
-    class.is_none_or(|class| {
-        matches!(class.as_str(), "08" | "25" | "40" | "53" | "55" | "57" | "58")
-    })
+    error.as_database_error().is_none()
+        || is_of_class(error, &["08", "25", "40", "53", "55", "57", "58"])
 }
 
-fn sqlstate_class(error: &sqlx::Error) -> Option<String> {
-    let code = error.as_database_error()?.code()?;
-    code.get(..2).map(str::to_owned)
+/// Whether waiting may help, or the same on another connection, where a batch is refused; what is left
+/// is the fault of a record or of the tables. Also passing is what no record can be blamed for: a login that
+/// is not valid any more, a faulty configuration, a damaged table.
+pub fn may_pass(error: &sqlx::Error) -> bool {
+    is_passing(error) || is_of_class(error, &["0A", "26", "28", "F0", "XX"])
+}
+
+/// Whether the SQLSTATE of an error is of one of these classes.
+fn is_of_class(error: &sqlx::Error, classes: &[&str]) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
 }

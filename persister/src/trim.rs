@@ -17,6 +17,7 @@ use crate::metrics::METRICS;
 use crate::ownership::Owned;
 use crate::reader;
 use crate::store::Store;
+use crate::verify::{self, AnotherLog};
 
 /// Pause between two looks: how long a log that filled up stays full after the backlog is stored.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -105,16 +106,22 @@ impl Trimmer {
     /// The first sequence that some partition still needs. Partitions without anything pending are
     /// moved there: what their offset names is removed, and they must not look as if they lost it.
     async fn stored_below(&self, info: &Info) -> anyhow::Result<u64> {
-        let stored = self.store.stored_sequences().await?;
+        let marks = self.store.marks().await?;
         let mut below = info.state.last_sequence + 1;
         let mut idle = Vec::new();
-        for (partition, sequence) in stored {
+        for mark in &marks {
+            let (partition, sequence) = (mark.partition, mark.stored.sequence);
             let last = reader::last_sequence(&self.log, partition).await;
             if last.map_err(anyhow::Error::from_boxed)? > sequence {
                 below = below.min(sequence + 1);
             } else {
                 idle.push((partition, sequence));
             }
+        }
+        // After everything else was looked at: nothing of it was another log's.
+        let another = verify::another_log(&self.log, &marks).await;
+        if let Some(AnotherLog { why, .. }) = another.map_err(anyhow::Error::from_boxed)? {
+            anyhow::bail!("this is not the log that the offsets were taken from ({why})");
         }
         idle.retain(|(_, sequence)| sequence + 1 < below);
         self.store.move_idle(&idle, below - 1, info.created).await?;

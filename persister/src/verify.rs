@@ -1,15 +1,25 @@
 //! Is this the log that the offsets were taken from?
 //!
 //! A wiped volume starts at 1 again; after a power cut a tail may be lost and its numbers given out
-//! a second time; an older copy of the stream may have been put back. Each shows at the record that
-//! the offset names: it is gone though it was not trimmed, or it is another one.
+//! a second time; an older copy of the stream may have been put back. Beside every offset stand sequence and
+//! timestamp of the newest record that was known when it moved, its fingerprint: in another log that number
+//! is another record's, or nobody's.
+//!
+//! A fingerprint's record may be gone, since an erasure or a trim removed it: that alone proves nothing. Its
+//! neighbours do then. In one log timestamps rise with the numbers, so that a record before it that is
+//! younger, or one behind it that is older, belongs to another log; or the clock of NATS was set back just
+//! there. Then the log is read anew without need, which ids make harmless, and the fingerprints are new.
 
 use async_nats::jetstream::stream::{State, Stream};
+use futures_util::future::try_join_all;
+use shared::log::{first_record, record};
+use shared::partition::Partition;
+use shared::subjects::{self, ALL_REQUESTS};
 use time::OffsetDateTime;
 
-use crate::store::Offset;
+use crate::store::{Fingerprint, Mark, Offset};
 
-/// The stream as it was when a term began.
+/// The stream as it was at one moment.
 #[derive(Debug, Clone)]
 pub struct StreamState {
     /// When it was made.
@@ -23,28 +33,39 @@ impl StreamState {
     pub fn last_trimmed(&self) -> u64 {
         self.state.first_sequence.saturating_sub(1)
     }
+
+    /// Whether records between this offset and the first one that is kept were removed unread, if any of
+    /// them were of its partition. The stream must be older than the offset.
+    pub fn is_trimmed_beyond(&self, offset: &Offset) -> bool {
+        offset.stored.sequence < self.last_trimmed()
+    }
 }
 
-/// What an offset's record says about the log.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The log that the offset was taken from.
-    Same,
-    /// The same log, but records between the offset and its start were removed unread, if any of
-    /// them were of this partition.
-    Trimmed,
-    /// Another log, or an older state of it.
-    Another(&'static str),
-}
-
-/// What stands in the log at the offset's sequence.
+/// What is there in place of the log that was known.
 #[derive(Debug)]
-pub struct Found {
-    /// Its subject.
-    pub subject: String,
-    /// Its timestamp.
-    pub time: OffsetDateTime,
+pub struct AnotherLog {
+    /// How it shows.
+    pub why: &'static str,
+    /// The stream that is there.
+    pub stream: StreamState,
 }
+
+/// What the log has where a fingerprint's record should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// A record.
+    Record {
+        /// Its partition, if its subject names one.
+        partition: Option<Partition>,
+        /// Its timestamp.
+        time: OffsetDateTime,
+    },
+    /// None; these are the timestamps of records before and behind it.
+    Gap { before: Option<OffsetDateTime>, behind: Option<OffsetDateTime> },
+}
+
+/// A fingerprint, and the partition that its record must be of, if that is known.
+type Known = (Fingerprint, Option<Partition>);
 
 /// The stream's state when it was opened.
 pub fn stream_state(log: &Stream) -> StreamState {
@@ -52,44 +73,123 @@ pub fn stream_state(log: &Stream) -> StreamState {
     StreamState { created: info.created, state: info.state.clone() }
 }
 
-/// Looks at the record that the offset names.
-pub async fn verify(
+/// Compares the log with what all partitions know of it, read from Postgres before. `None` if it is the
+/// same; else all of them were taken from another one, whichever it was that showed it.
+pub async fn another_log(
+    log: &Stream,
+    marks: &[Mark],
+) -> Result<Option<AnotherLog>, async_nats::Error> {
+    // Younger than the marks: what they name is in it, or was.
+    let info = log.get_info().await?;
+    let stream = StreamState { created: info.created, state: info.state };
+    let mut why = made_anew(&stream, marks);
+    if why.is_none() {
+        let looks = fingerprints(marks).into_iter().map(async |known| {
+            let found = find(log, &stream, known.0).await?;
+            Ok::<_, async_nats::Error>(differs(known, found))
+        });
+        why = try_join_all(looks).await?.into_iter().flatten().next();
+    }
+    Ok(why.map(|why| AnotherLog { why, stream }))
+}
+
+/// The newest record that is there, to know the log by.
+pub async fn newest(
     log: &Stream,
     stream: &StreamState,
-    offset: &Offset,
-) -> Result<Verdict, async_nats::Error> {
-    if offset.stored.sequence == 0 {
-        return Ok(judge(stream, offset, None));
+) -> Result<Option<Fingerprint>, async_nats::Error> {
+    let sequence = stream.state.last_sequence;
+    if stream.state.messages == 0 {
+        return Ok(None);
     }
-    let found = shared::log::record(log, offset.stored.sequence).await?;
-    let found =
-        found.map(|record| Found { subject: record.subject.to_string(), time: record.time });
-    Ok(judge(stream, offset, found.as_ref()))
+    let newest = record(log, sequence).await?;
+    Ok(newest.map(|record| Fingerprint { sequence, recorded_at: record.time }))
 }
 
-fn judge(stream: &StreamState, offset: &Offset, found: Option<&Found>) -> Verdict {
-    let sequence = offset.stored.sequence;
-    if offset.stream_created_at.is_some_and(|created| !same_time(created, stream.created)) {
-        return Verdict::Another("the stream was made anew");
+/// What the stream alone shows.
+fn made_anew(stream: &StreamState, marks: &[Mark]) -> Option<&'static str> {
+    let is_another = |mark: &Mark| {
+        mark.stream_created_at.is_some_and(|created| !same_time(created, stream.created))
+    };
+    let is_beyond = |mark: &Mark| {
+        let newest = mark.head.map_or(0, |head| head.sequence).max(mark.stored.sequence);
+        newest > stream.state.last_sequence
+    };
+    if marks.iter().any(is_another) {
+        return Some("the stream was made anew");
     }
+    marks.iter().any(is_beyond).then_some("the log ends before the offset")
+}
+
+/// Everything that is known of the log, each once.
+fn fingerprints(marks: &[Mark]) -> Vec<Known> {
+    let offsets = marks.iter().filter_map(|mark| {
+        let recorded_at = mark.recorded_at?;
+        let offset = Fingerprint { sequence: mark.stored.sequence, recorded_at };
+        Some((offset, Some(mark.partition)))
+    });
+    let heads = marks.iter().filter_map(|mark| Some((mark.head?, None)));
+    let mut known: Vec<Known> = offsets.chain(heads).collect();
+    // What names its partition first: it says as much as the same without.
+    known.sort_by_key(|(one, partition)| (one.sequence, one.recorded_at, partition.is_none()));
+    known.dedup_by_key(|(one, _)| *one);
+    known
+}
+
+async fn find(
+    log: &Stream,
+    stream: &StreamState,
+    known: Fingerprint,
+) -> Result<Found, async_nats::Error> {
+    if let Some(record) = record(log, known.sequence).await? {
+        let partition = subjects::parse(&record.subject).map(|(partition, _)| partition);
+        return Ok(Found::Record { partition, time: record.time });
+    }
+    let behind = first_record(log, ALL_REQUESTS, known.sequence + 1).await?;
+    let before = record_before(log, stream, known.sequence).await?;
+    Ok(Found::Gap { before, behind: behind.map(|record| record.time) })
+}
+
+/// Timestamp of a record before a sequence, near it. NATS finds only what comes next: it is asked from
+/// further and further back.
+async fn record_before(
+    log: &Stream,
+    stream: &StreamState,
+    sequence: u64,
+) -> Result<Option<OffsetDateTime>, async_nats::Error> {
+    let mut back = 1;
+    loop {
+        let from = sequence.saturating_sub(back).max(stream.state.first_sequence);
+        if from >= sequence {
+            return Ok(None);
+        }
+        let next = first_record(log, ALL_REQUESTS, from).await?;
+        if let Some(next) = next.filter(|next| next.sequence < sequence) {
+            return Ok(Some(next.time));
+        }
+        if from == stream.state.first_sequence {
+            return Ok(None);
+        }
+        back *= 2;
+    }
+}
+
+fn differs((known, partition): Known, found: Found) -> Option<&'static str> {
     match found {
-        // An offset without a timestamp was moved here while nothing was pending.
-        Some(found) if offset.recorded_at.is_some() && !is_record_of(found, offset) => {
-            Verdict::Another("another record stands at the offset")
+        Found::Record { time, .. } if !same_time(known.recorded_at, time) => {
+            Some("another record stands at the offset")
         }
-        None if sequence > stream.state.last_sequence => {
-            Verdict::Another("the log ends before the offset")
+        Found::Record { partition: of, .. } if partition.is_some() && partition != of => {
+            Some("another record stands at the offset")
         }
-        None if sequence < stream.last_trimmed() => Verdict::Trimmed,
-        // There it is; or it was removed by itself, as an erasure does, or trimmed up to here.
-        _ => Verdict::Same,
+        Found::Gap { before: Some(time), .. } if is_later(time, known.recorded_at) => {
+            Some("a record before the offset is younger than it")
+        }
+        Found::Gap { behind: Some(time), .. } if is_later(known.recorded_at, time) => {
+            Some("a record behind the offset is older than it")
+        }
+        _ => None,
     }
-}
-
-fn is_record_of(found: &Found, offset: &Offset) -> bool {
-    let partition = shared::subjects::parse(&found.subject).map(|(partition, _)| partition);
-    partition == Some(offset.partition)
-        && offset.recorded_at.is_none_or(|recorded_at| same_time(recorded_at, found.time))
 }
 
 /// Postgres keeps microseconds, NATS nanoseconds.
@@ -97,16 +197,19 @@ fn same_time(stored: OffsetDateTime, given: OffsetDateTime) -> bool {
     (stored - given).whole_microseconds().abs() <= 1
 }
 
+fn is_later(one: OffsetDateTime, other: OffsetDateTime) -> bool {
+    one > other && !same_time(one, other)
+}
+
 #[cfg(test)]
 mod tests {
     use shared::announcement::{Epoch, Position};
-    use shared::ids::SessionId;
-    use shared::partition::Partition;
     use time::Duration;
 
     use super::*;
 
     const CREATED: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+    const TIME: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::DAY);
 
     fn stream(first: u64, last: u64) -> StreamState {
         let json = format!(
@@ -116,48 +219,89 @@ mod tests {
         StreamState { created: CREATED, state: serde_json::from_str(&json).unwrap() }
     }
 
-    fn offset() -> Offset {
-        Offset {
+    fn mark() -> Mark {
+        Mark {
             partition: Partition::new(3),
             stored: Position { epoch: Epoch(1), sequence: 10 },
-            recorded_at: Some(CREATED + Duration::SECOND),
+            recorded_at: Some(TIME),
             stream_created_at: Some(CREATED),
-            announced: 10,
+            head: Some(Fingerprint { sequence: 12, recorded_at: TIME }),
         }
     }
 
-    fn found(partition: u16, time: OffsetDateTime) -> Found {
-        let partition = Partition::new(partition);
-        Found { subject: shared::subjects::request(partition, SessionId::random()), time }
+    fn known(partition: Option<u16>) -> Known {
+        (Fingerprint { sequence: 10, recorded_at: TIME }, partition.map(Partition::new))
+    }
+
+    fn record(partition: u16, time: OffsetDateTime) -> Found {
+        Found::Record { partition: Some(Partition::new(partition)), time }
     }
 
     #[test]
-    fn the_record_of_the_offset_is_known_again_to_the_microsecond() {
-        let time = CREATED + Duration::SECOND + Duration::nanoseconds(900);
-        let verdict = judge(&stream(1, 20), &offset(), Some(&found(3, time)));
-        assert_eq!(verdict, Verdict::Same);
+    fn a_record_is_known_again_to_the_microsecond() {
+        let time = TIME + Duration::nanoseconds(900);
+        assert_eq!(differs(known(Some(3)), record(3, time)), None);
+        assert_eq!(differs(known(None), record(4, time)), None);
     }
 
     #[test]
-    fn another_record_another_stream_or_a_lost_tail_is_another_log() {
-        let time = CREATED + Duration::SECOND;
-        let another = |verdict| assert!(matches!(verdict, Verdict::Another(_)), "{verdict:?}");
-        another(judge(&stream(1, 20), &offset(), Some(&found(4, time))));
-        another(judge(&stream(1, 20), &offset(), Some(&found(3, time + Duration::SECOND))));
-        another(judge(&stream(1, 9), &offset(), None));
-        let mut made_anew = stream(1, 20);
-        made_anew.created += Duration::SECOND;
-        another(judge(&made_anew, &offset(), Some(&found(3, time))));
+    fn another_record_or_another_stream_is_another_log() {
+        assert!(differs(known(Some(3)), record(4, TIME)).is_some());
+        assert!(differs(known(Some(3)), Found::Record { partition: None, time: TIME }).is_some());
+        for time in [TIME + Duration::MICROSECOND * 2, TIME - Duration::MICROSECOND * 2] {
+            assert!(differs(known(Some(3)), record(3, time)).is_some());
+            assert!(differs(known(None), record(3, time)).is_some());
+        }
+        assert_eq!(made_anew(&stream(1, 12), &[mark()]), None);
+        assert!(made_anew(&stream(1, 11), &[mark()]).is_some(), "its newest record is gone");
+        assert!(made_anew(&stream(1, 9), &[Mark { head: None, ..mark() }]).is_some());
+        let mut made_later = stream(1, 20);
+        made_later.created += Duration::SECOND;
+        assert!(made_anew(&made_later, &[mark()]).is_some());
     }
 
     #[test]
-    fn a_record_that_was_trimmed_is_no_other_log() {
-        assert_eq!(judge(&stream(15, 20), &offset(), None), Verdict::Trimmed);
-        assert_eq!(judge(&stream(11, 20), &offset(), None), Verdict::Same);
-        assert_eq!(judge(&stream(5, 20), &offset(), None), Verdict::Same);
-        let mut empty = Offset { recorded_at: None, stream_created_at: None, ..offset() };
-        empty.stored.sequence = 0;
-        assert_eq!(judge(&stream(5, 20), &empty, None), Verdict::Trimmed);
-        assert_eq!(judge(&stream(0, 0), &empty, None), Verdict::Same);
+    fn one_partition_shows_it_for_all() {
+        let unknowing = Mark { recorded_at: None, stream_created_at: None, head: None, ..mark() };
+        assert_eq!(made_anew(&stream(1, 10), &[unknowing]), None);
+        assert!(made_anew(&stream(1, 10), &[unknowing, mark(), unknowing]).is_some());
+    }
+
+    #[test]
+    fn what_is_known_is_looked_at_once() {
+        let moved = Mark { recorded_at: None, ..mark() };
+        let at_head = Mark {
+            partition: Partition::new(7),
+            stored: Position { sequence: 12, ..mark().stored },
+            ..mark()
+        };
+        let known = fingerprints(&[moved, mark(), at_head]);
+        let places: Vec<_> = known.iter().map(|(one, of)| (one.sequence, *of)).collect();
+        assert_eq!(places, [(10, Some(Partition::new(3))), (12, Some(Partition::new(7)))]);
+    }
+
+    #[test]
+    fn of_a_record_that_was_removed_its_neighbours_tell() {
+        let (earlier, later) = (TIME - Duration::SECOND, TIME + Duration::SECOND);
+        let gap = |before, behind| differs(known(Some(3)), Found::Gap { before, behind });
+        assert_eq!(gap(None, None), None);
+        assert_eq!(gap(Some(earlier), Some(later)), None);
+        assert_eq!(gap(Some(TIME), Some(TIME)), None);
+        assert!(gap(Some(later), None).is_some());
+        assert!(gap(None, Some(earlier)).is_some());
+    }
+
+    #[test]
+    fn what_was_trimmed_unread_is_told() {
+        let offset = |sequence| Offset {
+            partition: Partition::new(3),
+            stored: Position { epoch: Epoch(1), sequence },
+            announced: 0,
+        };
+        assert!(stream(15, 20).is_trimmed_beyond(&offset(10)));
+        assert!(!stream(11, 20).is_trimmed_beyond(&offset(10)));
+        assert!(!stream(5, 20).is_trimmed_beyond(&offset(10)));
+        assert!(stream(5, 20).is_trimmed_beyond(&offset(0)));
+        assert!(!stream(0, 0).is_trimmed_beyond(&offset(0)));
     }
 }

@@ -158,10 +158,7 @@ impl MessageId {
         hash.update((subject.len() as u64).to_be_bytes());
         hash.update(subject);
         hash.update(offset.as_str());
-        let digest = hash.finalize();
-        let mut number = [0; 16];
-        number.copy_from_slice(&digest[..16]);
-        Self(cuid(&base_36(u128::from_be_bytes(number), CUID_LEN - 1)))
+        Self(hashed_cuid(hash))
     }
 
     /// The id as text.
@@ -176,6 +173,15 @@ impl ChatSessionId {
         Self(random_cuid())
     }
 
+    /// The id of a session that is opened by one of its messages, since the record that should have opened it
+    /// is lost: always the same, so that a log that is read again gives the same row.
+    pub fn derived(session: SessionId) -> Self {
+        // Not the digest of an erased session, which must not tell whose row it was.
+        Self(hashed_cuid(
+            Sha256::new().chain_update("chat session ").chain_update(session.as_bytes()),
+        ))
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -188,6 +194,12 @@ fn random_cuid() -> String {
     let random = Uuid::new_v4().as_u128();
     let time = base_36(millis, CUID_TIME_LEN);
     cuid(&(time + &base_36(random, CUID_LEN - 1 - CUID_TIME_LEN)))
+}
+
+fn hashed_cuid(hash: Sha256) -> String {
+    let mut number = [0; 16];
+    number.copy_from_slice(&hash.finalize()[..16]);
+    cuid(&base_36(u128::from_be_bytes(number), CUID_LEN - 1))
 }
 
 fn cuid(digits: &str) -> String {
@@ -334,6 +346,10 @@ mod tests {
         let offset = ClientOffset::parse("offset-1").unwrap();
         let id = MessageId::derived(session, Sender::User, None, &offset);
         assert_eq!(id.as_str(), "cj45mk6wvgrz3bx5kafebohob");
+        let stand_in = ChatSessionId::derived(session);
+        assert_eq!(stand_in.as_str(), "c8porwzwa1xcsbuh76u9l1y1a");
+        assert!(check_cuid(stand_in.as_str().to_owned()).is_ok());
+        assert_ne!(stand_in, ChatSessionId::derived(SessionId::random()));
     }
 
     #[test]

@@ -26,4 +26,4 @@ pub mod timestamp;
 
 /// The migration that both services need to be applied: the number of the newest file in
 /// `migrations/`.
-pub const SCHEMA_VERSION: i64 = 3;
+pub const SCHEMA_VERSION: i64 = 4;

@@ -70,6 +70,11 @@ impl PartitionCount {
         self.0
     }
 
+    /// Whether it is one of them.
+    pub fn has(self, partition: Partition) -> bool {
+        partition.0 < self.0
+    }
+
     /// Every partition, in order.
     pub fn all(self) -> impl Iterator<Item = Partition> {
         (0..self.0).map(Partition)

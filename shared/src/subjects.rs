@@ -55,10 +55,21 @@ pub fn parse(subject: &str) -> Option<(Partition, SessionId)> {
     }
 }
 
+/// The partition of a request's subject, whether or not what follows names a session.
+pub fn partition_of(subject: &str) -> Option<Partition> {
+    partition(subject.split('.').nth(2)?)
+}
+
+/// Only the spelling that [`request`] uses: on another one nobody would look for a partition's records.
+fn partition(token: &str) -> Option<Partition> {
+    let partition = Partition::new(token.parse().ok()?);
+    (partition.to_string() == token).then_some(partition)
+}
+
 /// Reads [`saved`] and [`position`]: the latter names no session.
 pub fn parse_saved(subject: &str) -> Option<(Partition, Option<SessionId>)> {
     let mut tokens = subject.split('.').skip(2);
-    let partition = Partition::new(tokens.next()?.parse().ok()?);
+    let partition = partition(tokens.next()?)?;
     let session = tokens.next().map(SessionId::parse).transpose().ok()?;
     tokens.next().is_none().then_some((partition, session))
 }
@@ -79,10 +90,16 @@ mod tests {
 
     #[test]
     fn foreign_subjects_are_refused() {
-        for subject in ["chat", "chat.requests", "chat.requests.x.y", "chat.requests.1.*"] {
+        let foreign = ["chat", "chat.requests", "chat.requests.x.y", "chat.requests.1.*"];
+        for subject in foreign {
             assert_eq!(parse(subject), None, "{subject}");
         }
         let session = SessionId::random();
+        for token in ["x", "", "-1", "+1", "01", "65536", "1e1", "¹", &"1".repeat(4_000)] {
+            let subject = format!("chat.requests.{token}.{session}");
+            assert_eq!((parse(&subject), partition_of(&subject)), (None, None), "{token}");
+        }
+        assert_eq!(partition_of("chat.requests.7.nobody"), Some(Partition::new(7)));
         assert_eq!(parse(&format!("chat.requests.1.{session}.more")), None);
     }
 }

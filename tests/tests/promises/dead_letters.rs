@@ -5,6 +5,9 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use async_nats::jetstream;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use tests::{Client, JsClients, Stack, eventually};
 
@@ -183,24 +186,187 @@ async fn poison_among_good_records_takes_none_of_them_with_it() {
 #[tokio::test]
 async fn a_record_of_no_session_is_set_aside_and_those_beside_it_are_stored() {
     let mut poisoned = Poisoned::start().await;
-    let nobody = poisoned.beside("11111111-1111-4111-8111-111111111111");
     let foreign = poisoned.beside("nobody");
+    // Longer than what an index of Postgres takes, and nearly what NATS takes.
+    let long = poisoned.beside(&"x".repeat(3_400));
+    let random: String =
+        (0..200).map(|_| shared::ids::SessionId::random().to_string().replace('-', "")).collect();
+    let incompressible = poisoned.beside(&random[..3_900]);
     poisoned.stack.persister(0).kill();
     poisoned.say("before").await;
-    poisoned.publish(&nobody, message('a', "to nobody")).await;
-    poisoned.publish(&foreign, message('b', "to no id")).await;
+    for subject in [&foreign, &long, &incompressible] {
+        poisoned.publish(subject, message('b', "to no id")).await;
+    }
     poisoned.say("after").await;
     poisoned.stack.persister(0).start().await;
     poisoned.said(&["before", "after"]).await;
-    let mut letters = poisoned.set_aside(2).await;
+    let mut letters = poisoned.set_aside(3).await;
     letters.sort_by_key(|letter| letter.log_sequence);
-    let [orphan, foreigner] = letters.try_into().ok().unwrap();
-    assert_eq!((orphan.subject, foreigner.subject), (nobody, foreign));
-    let record: Value = serde_json::from_slice(&orphan.payload).unwrap();
-    assert_eq!(record["message"]["content"], "to nobody");
-    assert_eq!(record["message"]["id"], format!("c{}", "a".repeat(24)));
-    assert!(orphan.reason.contains("session"), "{}", orphan.reason);
-    assert!(foreigner.reason.contains("session"), "{}", foreigner.reason);
+    for (letter, subject) in letters.iter().zip([foreign, long, incompressible]) {
+        assert_eq!(letter.subject, subject);
+        assert!(letter.reason.contains("session"), "{}", letter.reason);
+        assert!(letter.reason.chars().count() <= 500, "{}", letter.reason);
+    }
+}
+
+/// `chat_persister_records_foreign_total`
+async fn foreign(stack: &Stack) -> u64 {
+    let metrics = stack.http().get(stack.persister(0).ops_url("/metrics")).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let line =
+        metrics.lines().find(|line| line.starts_with("chat_persister_records_foreign_total "));
+    line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_record_of_no_partition_is_counted_and_passed_over() {
+    let poisoned = Poisoned::start().await;
+    let session = &poisoned.session;
+    let long = "9".repeat(3_400);
+    let tokens = ["x", "16", "65536", "-1", "+1", "007", "1e1", "*", "¹", long.as_str()];
+    for (count, token) in tokens.iter().enumerate() {
+        let name = if count % 2 == 0 { "y" } else { session.as_str() };
+        poisoned.publish(&format!("chat.requests.{token}.{name}"), message('a', "lost")).await;
+    }
+    poisoned.say("after all that").await;
+    poisoned.said(&["after all that"]).await;
+    assert_eq!(foreign(&poisoned.stack).await, tokens.len() as u64);
+    let logs = poisoned.stack.persister(0).logs();
+    assert_eq!(logs.matches("subjects of no partition").count(), 1, "{logs}");
+    assert!(!logs.contains("reading the log anew"), "{logs}");
+}
+
+/// Has Postgres refuse some messages with the SQLSTATE that they name.
+const REFUSES: &str = r#"
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF NEW."content" LIKE 'refuse %' THEN
+            RAISE EXCEPTION 'not this' USING ERRCODE = substr(NEW."content", 8);
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON "Message" FOR EACH ROW EXECUTE FUNCTION refuse()"#;
+
+#[tokio::test]
+async fn whatever_lasting_error_a_record_causes_it_alone_is_set_aside() {
+    let mut poisoned = Poisoned::start().await;
+    let pool = poisoned.stack.pool();
+    sqlx::raw_sql(REFUSES).execute(&pool).await.unwrap();
+    let lasting = ["22021", "23514", "54000", "42804", "44000", "21000", "P0001", "42501", "99999"];
+    let mut said = Vec::new();
+    poisoned.stack.persister(0).kill();
+    for state in lasting {
+        poisoned.say(&format!("before {state}")).await;
+        poisoned.say(&format!("refuse {state}")).await;
+        said.push(format!("before {state}"));
+    }
+    poisoned.say("end").await;
+    said.push("end".to_owned());
+    poisoned.stack.persister(0).start().await;
+    poisoned.said(&said.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    for letter in poisoned.set_aside(lasting.len()).await {
+        assert!(letter.reason.contains("not this"), "{}", letter.reason);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_fault_of_a_record_is_waited_for() {
+    let mut poisoned = Poisoned::start().await;
+    let pool = poisoned.stack.pool();
+    sqlx::raw_sql(REFUSES).execute(&pool).await.unwrap();
+    let mut said: Vec<String> = Vec::new();
+    let faults = [
+        (
+            r#"ALTER TABLE "Message" RENAME COLUMN "isAI" TO "was"; SELECT 1"#,
+            r#"ALTER TABLE "Message" RENAME COLUMN "was" TO "isAI""#,
+            "no column",
+        ),
+        (
+            r#"ALTER TABLE "DeadLetter" RENAME TO "Gone""#,
+            r#"ALTER TABLE "Gone" RENAME TO "DeadLetter""#,
+            "refuse 23514",
+        ),
+        ("SELECT 1", "DROP TRIGGER refuse ON \"Message\"", "refuse 53100"),
+    ];
+    for (breaks, mends, content) in faults {
+        poisoned.stack.persister(0).kill();
+        sqlx::raw_sql(breaks).execute(&pool).await.unwrap();
+        poisoned.say(content).await;
+        poisoned.stack.persister(0).spawn();
+        let told = poisoned.stack.persister(0).logs().matches("not stored yet").count();
+        eventually(SOON, "it is tried again", async || {
+            poisoned.stack.persister(0).logs().matches("not stored yet").count() > told + 2
+        })
+        .await;
+        sqlx::raw_sql(mends).execute(&pool).await.unwrap();
+        if content == "refuse 23514" {
+            let letter = poisoned.set_aside(1).await.remove(0);
+            assert!(letter.reason.contains("not this"), "{}", letter.reason);
+        } else {
+            said.push(content.to_owned());
+        }
+        poisoned.said(&said.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    poisoned.set_aside(0).await;
+}
+
+/// A subject of the log, and what stands there.
+fn any_record(session: &str) -> impl Strategy<Value = (String, Vec<u8>)> {
+    let partition = prop_oneof![
+        4 => (0..16u32).prop_map(|number| number.to_string()),
+        1 => (0..70_000u32).prop_map(|number| number.to_string()),
+        1 => "[^\\s.\\x00-\\x20*>]{1,1000}",
+        1 => Just("*".to_owned()),
+    ];
+    let name = prop_oneof![
+        1 => Just(session.to_owned()),
+        2 => any::<u128>().prop_map(|_| shared::ids::SessionId::random().to_string()),
+        1 => "[^\\s.\\x00-\\x20*>]{1,700}",
+        1 => "[a-z0-9]{2705,2900}",
+    ];
+    let id = prop_oneof!["c[a-z0-9]{24}", "[a-z0-9]{0,40}", any::<String>()];
+    let json = (id, any::<String>(), any::<bool>(), 0..4).prop_map(|(id, text, flag, kind)| {
+        let record = match kind {
+            0 => {
+                json!({ "message": { "id": id, "sender": "user", "content": text, "isAI": flag } })
+            }
+            1 => json!({ "session": { "id": id, "ip": text, "userAgent": text } }),
+            2 => json!({ "erase": { "sessionId": text } }),
+            _ => json!({ text: { "id": id } }),
+        };
+        record.to_string().into_bytes()
+    });
+    let payload = prop_oneof![
+        3 => json,
+        2 => proptest::collection::vec(any::<u8>(), 0..2_000),
+        1 => Just(message('a', "U+0000: \u{0}").into_bytes()),
+    ];
+    (partition, name, payload).prop_map(|(partition, name, payload)| {
+        (format!("chat.requests.{partition}.{name}"), payload)
+    })
+}
+
+#[tokio::test]
+async fn a_thousand_records_of_any_kind_hold_up_nobody() {
+    let poisoned = Poisoned::start().await;
+    let mut runner = TestRunner::default();
+    let mut taken = 0;
+    for _ in 0..1_000 {
+        let record = any_record(&poisoned.session);
+        let (subject, payload) = record.new_tree(&mut runner).unwrap().current();
+        let ack = poisoned.jetstream.publish(subject, payload.into()).await;
+        let Ok(ack) = ack else { continue };
+        taken += u32::from(ack.await.is_ok());
+    }
+    assert!(taken > 900, "only {taken} were taken");
+    poisoned.say("honest").await;
+    eventually(Duration::from_secs(5), "it is stored", async || {
+        let stored = r#"SELECT EXISTS (SELECT FROM "Message" WHERE "content" = 'honest')"#;
+        sqlx::query_scalar(stored).fetch_one(&poisoned.stack.pool()).await.unwrap()
+    })
+    .await;
+    let logs = poisoned.stack.persister(0).logs();
+    assert!(!logs.contains("reading the log anew") && !logs.contains("panicked"), "{logs}");
 }
 
 #[tokio::test]
@@ -225,27 +391,28 @@ async fn a_record_that_stands_in_the_log_again_changes_nothing() {
 #[tokio::test]
 async fn dead_letters_are_listed_shown_requeued_and_dropped() {
     let mut poisoned = Poisoned::start().await;
-    let early = "22222222-2222-4222-8222-222222222222";
-    let subject = poisoned.beside(early);
+    let pool = poisoned.stack.pool();
+    let refuse = r#"ALTER TABLE "Message" ADD CONSTRAINT early CHECK ("content" <> 'too early')"#;
+    sqlx::query(refuse).execute(&pool).await.unwrap();
+    let subject = poisoned.subject.clone();
     poisoned.publish(&subject, message('a', "too early")).await;
-    poisoned.publish(&poisoned.subject, "garbage").await;
+    poisoned.publish(&subject, "garbage").await;
     let letters = poisoned.set_aside(2).await;
-    let [orphan, garbage] = [&letters[0], &letters[1]].map(|letter| letter.id.to_string());
+    let [early, garbage] = [&letters[0], &letters[1]].map(|letter| letter.id.to_string());
 
     let list = poisoned.prints(&["list"]).await;
     assert_eq!(list.lines().count(), 2, "{list}");
-    assert!(list.starts_with(&orphan) && list.contains(&letters[0].reason), "{list}");
-    let shown = poisoned.prints(&["show", &orphan]).await;
+    assert!(list.starts_with(&early) && list.contains(&letters[0].reason), "{list}");
+    let shown = poisoned.prints(&["show", &early]).await;
     assert!(shown.contains("too early"), "{shown}");
     assert_eq!(poisoned.prints(&["show", &garbage]).await.trim(), "garbage");
 
-    // What kept it from being stored is mended: now there is the session.
-    let session = json!({ "session": { "id": format!("c{}", "c".repeat(24)), "ip": null, "userAgent": null } });
-    poisoned.publish(&subject, session.to_string()).await;
-    poisoned.prints(&["requeue", &orphan]).await;
+    // What kept it from being stored is mended.
+    sqlx::query(r#"ALTER TABLE "Message" DROP CONSTRAINT early"#).execute(&pool).await.unwrap();
+    poisoned.prints(&["requeue", &early]).await;
     eventually(SOON, "it is stored", async || {
         let stored = r#"SELECT EXISTS (SELECT FROM "Message" WHERE "content" = 'too early')"#;
-        sqlx::query_scalar(stored).fetch_one(&poisoned.stack.pool()).await.unwrap()
+        sqlx::query_scalar(stored).fetch_one(&pool).await.unwrap()
     })
     .await;
     poisoned.prints(&["drop", &garbage]).await;

@@ -124,6 +124,189 @@ async fn an_older_copy_of_the_log_put_back_is_noticed_and_nothing_new_is_skipped
     assert!(chat.stack.persister(0).logs().contains("another record stands at the offset"));
 }
 
+/// How an offset can lose sight of its own record before the log is another one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Idle {
+    /// Moved over records of other partitions.
+    Moved,
+    /// And the record that stands in place of the newest one is removed too.
+    MovedAndGone,
+    /// And only another partition knows anything of the log.
+    KnownToAnother,
+}
+
+/// Loses some records of an idle log and fills it beyond the old offsets before a persister can look.
+async fn a_tail_is_lost_and_refilled(idle: Idle) {
+    let chat = Chat::begin(Stack::builder().persisters(2).start().await).await;
+    let pool = chat.stack.pool();
+    let before = numbered("before", 5);
+    chat.say_all(&before).await;
+    chat.is_stored(&before).await;
+    let nats = chat.stack.nats();
+    let copy = nats.store().with_extension("copy");
+    nats.stop().await;
+    copy_folder(&nats.store(), &copy);
+    nats.start().await;
+    let lost = numbered("lost", 5);
+    chat.say_all(&lost).await;
+    chat.is_stored(&[before.clone(), lost.clone()].concat()).await;
+    // An erasure has every partition moved to the end of the log.
+    let other = chat.client.ask("init_session", json!({})).await["sessionId"].clone();
+    let url = chat.stack.url(&format!("/api/chats/{}", other.as_str().unwrap()));
+    let erased = chat.stack.http().delete(url).send().await.unwrap();
+    assert_eq!(erased.status(), 202);
+    let moved =
+        r#"SELECT count(*) FROM "LogPartition" WHERE "recordedAt" IS NULL AND "sequence" > 10"#;
+    eventually(SOON, "the offsets are moved", async || {
+        sqlx::query_scalar::<_, i64>(moved).fetch_one(&pool).await.unwrap() >= 14
+    })
+    .await;
+    chat.stack.persister(0).kill();
+    chat.stack.persister(1).kill();
+    if idle == Idle::KnownToAnother {
+        let forget = r#"
+            UPDATE "LogPartition" SET "recordedAt" = NULL, "headSequence" = NULL, "headRecordedAt" = NULL
+            WHERE "headSequence" IS DISTINCT FROM (SELECT max("headSequence") FROM "LogPartition")"#;
+        assert!(sqlx::query(forget).execute(&pool).await.unwrap().rows_affected() >= 14);
+    }
+    nats.stop().await;
+    nats.wipe();
+    copy_folder(&copy, &nats.store());
+    nats.start().await;
+    let after = numbered("after", 20);
+    chat.say_all(&after).await;
+    if idle == Idle::MovedAndGone {
+        let newest: Vec<i64> = sqlx::query_scalar(
+            r#"SELECT DISTINCT "headSequence" FROM "LogPartition" WHERE "headSequence" IS NOT NULL"#,
+        )
+        .fetch_all(&pool)
+        .await
+        .unwrap();
+        let jetstream = async_nats::jetstream::new(chat.stack.nats_client().await);
+        let log = jetstream.get_stream("CHAT").await.unwrap();
+        // A message of ours goes with each: the rest must be stored all the same.
+        for sequence in newest {
+            log.delete_message(u64::try_from(sequence).unwrap()).await.unwrap();
+        }
+    }
+    for persister in chat.stack.persisters() {
+        persister.spawn();
+    }
+    let mut stored = Vec::new();
+    let at_least = before.len() + lost.len() + after.len() - 5;
+    eventually(SOON, "what was acked is stored", async || {
+        stored = chat.stored().await;
+        stored.last() == after.last() && stored.len() > at_least
+    })
+    .await;
+    let all = [before, lost, after].concat();
+    if idle == Idle::MovedAndGone {
+        assert!(stored.iter().all(|one| all.contains(one)));
+    } else {
+        assert_eq!(stored, all);
+    }
+    for persister in chat.stack.persisters() {
+        persister.ready().await;
+    }
+    let logs = [0, 1].map(|index| chat.stack.persister(index).logs()).concat();
+    assert_eq!(logs.matches("this is not the log").count(), 1, "{logs}");
+    let epochs = r#"SELECT count(*) FROM "LogEpoch""#;
+    let epochs: i64 = sqlx::query_scalar(epochs).fetch_one(&pool).await.unwrap();
+    assert_eq!(epochs, 32, "a new one of each partition, once");
+}
+
+#[tokio::test]
+async fn a_tail_that_is_lost_while_partitions_are_idle_and_refilled_is_noticed() {
+    a_tail_is_lost_and_refilled(Idle::Moved).await;
+}
+
+#[tokio::test]
+async fn a_lost_tail_is_noticed_also_where_the_record_that_would_show_it_is_gone() {
+    a_tail_is_lost_and_refilled(Idle::MovedAndGone).await;
+}
+
+#[tokio::test]
+async fn one_partition_that_finds_another_log_tells_it_for_all_of_all_workers() {
+    a_tail_is_lost_and_refilled(Idle::KnownToAnother).await;
+}
+
+#[tokio::test]
+async fn an_erased_or_trimmed_record_makes_no_other_log() {
+    let chat = Chat::begin(Stack::start().await).await;
+    let before = numbered("before", 5);
+    chat.say_all(&before).await;
+    chat.is_stored(&before).await;
+    let jetstream = async_nats::jetstream::new(chat.stack.nats_client().await);
+    let log = jetstream.get_stream("CHAT").await.unwrap();
+    for purge in [false, true] {
+        chat.stack.persister(0).kill();
+        let last = log.get_info().await.unwrap().state.last_sequence;
+        if purge {
+            log.purge().sequence(last + 1).await.unwrap();
+        } else {
+            log.delete_message(last).await.unwrap();
+        }
+        chat.stack.persister(0).start().await;
+    }
+    chat.say("more").await;
+    chat.is_stored(&[before, vec!["more".into()]].concat()).await;
+    let logs = chat.stack.persister(0).logs();
+    assert!(!logs.contains("is not the log") && !logs.contains("are lost"), "{logs}");
+}
+
+/// Times that the persisters read the log anew.
+async fn terms(stack: &Stack) -> Vec<u64> {
+    let mut terms = Vec::new();
+    for persister in stack.persisters() {
+        let metrics = stack.http().get(persister.ops_url("/metrics")).send().await.unwrap();
+        let metrics = metrics.text().await.unwrap();
+        let line = metrics.lines().find(|line| line.starts_with("chat_persister_terms_total "));
+        terms.push(line.unwrap().rsplit(' ').next().unwrap().parse().unwrap());
+    }
+    terms
+}
+
+#[tokio::test]
+async fn trimming_and_erasing_end_no_term_of_any_worker() {
+    let builder = Stack::builder().persisters(2).persister_env("LOG_KEEP", "0s");
+    let chat = Chat::begin(builder.start().await).await;
+    let shares =
+        r#"SELECT count(*) FROM "LogPartition" WHERE "leaseUntil" > now() GROUP BY "owner""#;
+    eventually(SOON, "both have their share", async || {
+        sqlx::query_scalar::<_, i64>(shares).fetch_all(&chat.stack.pool()).await.unwrap() == [8, 8]
+    })
+    .await;
+    chat.say("first").await;
+    chat.is_stored(&["first".into()]).await;
+    let jetstream = async_nats::jetstream::new(chat.stack.nats_client().await);
+    let log = jetstream.get_stream("CHAT").await.unwrap();
+    let is_empty = async || {
+        eventually(TRIMMED_WITHIN, "the log is empty", async || {
+            log.get_info().await.unwrap().state.messages == 0
+        })
+        .await;
+    };
+    is_empty().await;
+    let before = terms(&chat.stack).await;
+    let mut said = vec!["first".to_owned()];
+    for round in 0..3 {
+        let content = format!("round {round}");
+        chat.say(&content).await;
+        said.push(content);
+        let other = chat.client.ask("init_session", json!({})).await["sessionId"].clone();
+        let url = chat.stack.url(&format!("/api/chats/{}", other.as_str().unwrap()));
+        assert_eq!(chat.stack.http().delete(url).send().await.unwrap().status(), 202);
+        chat.is_stored(&said).await;
+        is_empty().await;
+    }
+    // Whoever would read the log anew does so within a second.
+    chat.say("last").await;
+    said.push("last".into());
+    chat.is_stored(&said).await;
+    is_empty().await;
+    assert_eq!(terms(&chat.stack).await, before);
+}
+
 fn copy_folder(from: &Path, to: &Path) {
     let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status();
     assert!(copied.unwrap().success());

@@ -26,6 +26,7 @@ mod idempotence;
 mod inbox;
 mod limits;
 mod log_faults;
+mod lost_sessions;
 mod migrations;
 mod observe;
 mod openapi;

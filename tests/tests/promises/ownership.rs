@@ -61,6 +61,62 @@ async fn a_persister_that_is_killed_is_replaced_within_5_seconds() {
     conversation.end(&stack).await;
 }
 
+/// As a clock that was an hour ahead left them.
+const FROM_THE_FUTURE: [&str; 2] = [
+    r#"UPDATE "LogPartition" SET "leaseUntil" = "leaseUntil" + interval '1 hour'"#,
+    r#"UPDATE "Worker" SET "aliveUntil" = "aliveUntil" + interval '1 hour'"#,
+];
+
+/// How many partitions each worker owns, whatever its lease says, fewest first.
+async fn owned(pool: &PgPool) -> Vec<i64> {
+    let owned = r#"SELECT count(*) FROM "LogPartition" WHERE "owner" IS NOT NULL
+                   GROUP BY "owner" ORDER BY 1"#;
+    sqlx::query_scalar(owned).fetch_all(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn leases_from_before_the_clock_was_set_back_hold_nobody_up() {
+    let (stack, conversation) = talk_with_two_persisters().await;
+    let pool = stack.pool();
+    for statement in FROM_THE_FUTURE {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    // The living share as before.
+    eventually(SHARE_WITHIN, "shares of 8 and 8", async || owned(&pool).await == [8, 8]).await;
+    conversation.is_delivered(20).await;
+    // And those of the dead are taken over.
+    let owner = persister_of(&stack, &conversation).await;
+    stack.persister(owner).kill();
+    for statement in FROM_THE_FUTURE {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    share_as(&pool, TAKEOVER_WITHIN, &[16]).await;
+    conversation.is_delivered(20).await;
+    conversation.end(&stack).await;
+}
+
+#[tokio::test]
+async fn a_lease_without_an_end_or_with_one_at_no_time_holds_nobody_up() {
+    let stack = Stack::start().await;
+    let pool = stack.pool();
+    for end in ["'infinity'", "NULL", "now() + interval '4 seconds'"] {
+        let stolen = format!(
+            r#"UPDATE "LogPartition" SET "owner" = gen_random_uuid(), "leaseUntil" = {end}"#
+        );
+        sqlx::query(sqlx::AssertSqlSafe(stolen)).execute(&pool).await.unwrap();
+        let ghost = r#"INSERT INTO "Worker" VALUES (gen_random_uuid(), 'infinity')"#;
+        sqlx::query(ghost).execute(&pool).await.unwrap();
+        let within = std::time::Duration::from_millis(3_500);
+        eventually(within, end, async || owned(&pool).await == [16] && shares(&pool).await == [16])
+            .await;
+    }
+    let ghosts = r#"SELECT count(*) FROM "Worker""#;
+    eventually(SHARE_WITHIN, "the ghosts are forgotten", async || {
+        sqlx::query_scalar::<_, i64>(ghosts).fetch_one(&pool).await.unwrap() == 1
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_persister_that_is_frozen_is_replaced_within_5_seconds_and_fenced_when_it_wakes() {
     let (stack, conversation) = talk_with_two_persisters().await;
