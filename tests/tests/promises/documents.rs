@@ -14,8 +14,8 @@ const UPDATE: &str = "UPDATE_DOCS";
 const README_BYTES_MAX: usize = 8_192;
 /// From the README to any page, and from it to code.
 const CLICKS_MAX: usize = 2;
-/// Folders in which no document of ours lies.
-const FOREIGN: [&str; 4] = ["target", "node_modules", ".git", ".data"];
+/// Folders in which no document of ours lies, beside those that `ls` does not show.
+const FOREIGN: [&str; 2] = ["target", "node_modules"];
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -169,7 +169,7 @@ fn documents() -> Vec<PathBuf> {
             let name = entry.file_name().into_string().expect("a name");
             let path = folder.join(&name);
             match entry.file_type().expect("a type").is_dir() {
-                true if FOREIGN.contains(&name.as_str()) => {}
+                true if FOREIGN.contains(&name.as_str()) || name.starts_with('.') => {}
                 true => folders.push(path),
                 false if is_a(&path, "md") => found.push(path),
                 false => {}
