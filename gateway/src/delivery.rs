@@ -7,17 +7,21 @@
 //! that were lost, reconnects, a subscription that was too slow, and writers that died between
 //! commit and announcement.
 //!
+//! Each partition that missed something has a task of its own that reads it ([`crate::recovery`]), so that
+//! the rooms of the others do not wait. What is announced of it meanwhile waits for the end of that, as
+//! long as it does not take too much memory; what is dropped then is missed again, and read too.
+//!
 //! A position never goes back. A Postgres behind it was restored from an older backup: what is
 //! replayed then was emitted before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::Stream;
-use async_nats::{Client, Subscriber};
+use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 use shared::announcement::{Announcement, Position};
 use shared::ids::SessionId;
 use shared::lifecycle::{Backoff, Stop, pause};
@@ -25,17 +29,21 @@ use shared::partition::Partition;
 use shared::subjects;
 use shared::timestamp::seconds_since;
 use time::OffsetDateTime;
+use tokio::task::JoinSet;
 
 use crate::Gateway;
-use crate::history::{SessionMessage, Snapshot};
 use crate::metrics::METRICS;
+use crate::recovery::Recovery;
 use crate::rooms::Saved;
 
 /// Messages emitted before everything else has its turn again. When thousands of sockets are ready a round
 /// takes long: the runtime's own 128 a round would leave deliveries behind, and the rest of the machine idle.
 const IN_ONE_GO: usize = 1_024;
-/// Messages read at a time when something was missed.
-const STRETCH: u16 = 500;
+/// What may wait for a partition that is behind. At 1,000 announcements a second of one partition it is that
+/// of a second and more, which a recovery that is nearly done needs.
+const WAITING_MAX: usize = 2_048;
+/// The same in bytes of messages.
+const WAITING_BYTES_MAX: usize = 1024 * 1024;
 /// Pauses between tries while Postgres does not answer.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -51,12 +59,12 @@ impl Positions {
     }
 
     /// Where a partition stands; if nothing was ever heard of it, it begins here.
-    fn of_or_begin(&self, partition: Partition, begin: Position) -> Position {
+    pub(crate) fn of_or_begin(&self, partition: Partition, begin: Position) -> Position {
         *self.lock().entry(partition).or_insert(begin)
     }
 
     /// To be called before what it covers is emitted: whoever joins later was not given it.
-    fn advance(&self, partition: Partition, position: Position) {
+    pub(crate) fn advance(&self, partition: Partition, position: Position) {
         self.lock().insert(partition, position);
     }
 
@@ -69,6 +77,27 @@ impl Positions {
 pub struct Delivery {
     gateway: Arc<Gateway>,
     saved: Subscriber,
+    recovery: Recovery,
+    /// Which partitions are behind, and what was announced of them meanwhile.
+    behind: HashMap<Partition, Behind>,
+    /// What reads for them: whose recovery it is, and whether Postgres has all that was announced.
+    recovering: JoinSet<(Partition, bool)>,
+}
+
+/// An announcement that arrived.
+struct Heard {
+    partition: Partition,
+    announcement: Announcement,
+    message: Option<(SessionId, Saved)>,
+}
+
+/// A partition that missed something.
+struct Behind {
+    /// What showed it.
+    first: Heard,
+    /// What came after that.
+    waiting: VecDeque<Heard>,
+    bytes: usize,
 }
 
 impl Delivery {
@@ -86,7 +115,13 @@ impl Delivery {
             match positions(gateway, log).await {
                 Ok(positions) => {
                     *gateway.positions.lock() = positions;
-                    return Ok(Some(Self { gateway: Arc::clone(gateway), saved }));
+                    return Ok(Some(Self {
+                        gateway: Arc::clone(gateway),
+                        saved,
+                        recovery: Recovery::new(gateway),
+                        behind: HashMap::new(),
+                        recovering: JoinSet::new(),
+                    }));
                 }
                 Err(error) => tracing::warn!("waiting for Postgres and NATS: {error:#}"),
             }
@@ -104,138 +139,134 @@ impl Delivery {
 
     async fn emit_all(mut self, stop: Stop) -> anyhow::Result<()> {
         let mut emitted: usize = 0;
-        while let Some(Some(message)) = stop.run_until_cancelled(self.saved.next()).await {
-            let place = subjects::parse_saved(&message.subject);
-            let announcement = message.headers.as_ref().and_then(Announcement::from_headers);
-            if let (true, Some((_, Some(session)))) = (message.payload.is_empty(), place) {
-                // Also where its place was passed before, and where it has none yet: it does no harm to
-                // hear it twice.
-                self.gateway.end(session);
-                if announcement.is_none() {
-                    continue;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                Some(recovered) = self.recovering.join_next() => {
+                    let (partition, is_complete) = recovered?;
+                    self.go_on(partition, is_complete);
+                }
+                message = self.saved.next() => match message {
+                    Some(message) => self.hear(&message),
+                    None => anyhow::bail!("the subscription to saved messages ended"),
                 }
             }
-            let (Some((partition, session)), Some(announcement)) = (place, announcement) else {
-                tracing::warn!("an announcement cannot be read");
-                continue;
-            };
-            let message = session.and_then(|session| {
-                Some((session, saved(&message.payload, announcement.position)?))
-            });
-            stop.run_until_cancelled(self.on_announcement(partition, announcement, message)).await;
             emitted = (emitted + 1) % IN_ONE_GO;
             if emitted == 0 {
                 tokio::task::yield_now().await;
             }
         }
-        anyhow::ensure!(stop.is_cancelled(), "the subscription to saved messages ended");
-        Ok(())
     }
 
-    async fn on_announcement(
-        &self,
-        partition: Partition,
-        announcement: Announcement,
-        message: Option<(SessionId, Saved)>,
-    ) {
-        let Announcement { position, previous, recorded_at } = announcement;
-        let before = Position { sequence: previous, ..position };
-        let known = self.gateway.positions.of_or_begin(partition, before);
-        if !before.is_within(known) && !self.heal(partition, before).await {
+    fn hear(&mut self, message: &Message) {
+        let place = subjects::parse_saved(&message.subject);
+        let announcement = message.headers.as_ref().and_then(Announcement::from_headers);
+        if let (true, Some((_, Some(session)))) = (message.payload.is_empty(), place) {
+            // Also where its place was passed before, and where it has none yet: it does no harm to
+            // hear it twice.
+            self.gateway.end(session);
+            if announcement.is_none() {
+                return;
+            }
+        }
+        let (Some((partition, session)), Some(announcement)) = (place, announcement) else {
+            tracing::warn!("an announcement cannot be read");
             return;
+        };
+        let message = session
+            .and_then(|session| Some((session, saved(&message.payload, announcement.position)?)));
+        self.take(Heard { partition, announcement, message });
+    }
+
+    fn take(&mut self, heard: Heard) {
+        if let Some(behind) = self.behind.get_mut(&heard.partition) {
+            behind.wait(heard);
+        } else if !self.emit_next(&heard) {
+            self.recover(Behind { first: heard, waiting: VecDeque::new(), bytes: 0 });
         }
-        // After healing a position may still be ahead: nothing is stored between the two.
-        if !position.is_within(self.gateway.positions.of_or_begin(partition, before)) {
-            self.gateway.positions.advance(partition, position);
+    }
+
+    /// Emits what was announced, unless it was before; `false` if something was missed before it.
+    fn emit_next(&self, heard: &Heard) -> bool {
+        let Heard { partition, announcement, message } = heard;
+        let before = announcement.before();
+        let known = self.gateway.positions.of_or_begin(*partition, before);
+        if !before.is_within(known) {
+            return false;
+        }
+        if !announcement.position.is_within(known) {
+            self.gateway.positions.advance(*partition, announcement.position);
             if let Some((session, message)) = message {
-                self.deliver(session, &message, recorded_at);
+                deliver(&self.gateway, *session, message, announcement.recorded_at);
+            }
+        }
+        true
+    }
+
+    fn recover(&mut self, behind: Behind) {
+        let (partition, before) = (behind.first.partition, behind.first.announcement.before());
+        let recovery = self.recovery.clone();
+        self.recovering
+            .spawn(async move { (partition, recovery.read_up_to(partition, before).await) });
+        self.behind.insert(partition, behind);
+    }
+
+    /// A partition has everything that Postgres had; `is_complete` tells whether that was all that was
+    /// announced before.
+    fn go_on(&mut self, partition: Partition, is_complete: bool) {
+        let Some(Behind { first, mut waiting, .. }) = self.behind.remove(&partition) else {
+            return;
+        };
+        if is_complete {
+            waiting.push_front(first);
+        }
+        while let Some(next) = waiting.pop_front() {
+            if !self.emit_next(&next) {
+                let bytes = waiting.iter().map(Heard::bytes).sum();
+                return self.recover(Behind { first: next, waiting, bytes });
             }
         }
     }
+}
 
-    /// Emits what a partition stored after the known position, until Postgres answers.
-    ///
-    /// `false` if Postgres does not have everything up to the announced position: it was restored from
-    /// an older backup, or a worker that was fenced had a last word. What is stored yet, its owner
-    /// announces.
-    async fn heal(&self, partition: Partition, announced: Position) -> bool {
-        METRICS.holes_healed.inc();
-        let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
-        loop {
-            let known = self.gateway.positions.of_or_begin(partition, announced);
-            tracing::info!(%partition, from = known.sequence, to = announced.sequence, "reading what was missed");
-            match self.read_missing(partition, known, announced).await {
-                Ok(stored) => return announced.is_within(stored),
-                Err(error) => tracing::warn!(%error, "what was missed cannot be read yet"),
-            }
-            tokio::time::sleep(backoff.pause()).await;
+impl Heard {
+    fn bytes(&self) -> usize {
+        self.message.as_ref().map_or(0, |(_, saved)| saved.json.get().len())
+    }
+}
+
+impl Behind {
+    /// Keeps the newest: what is dropped comes before them, and is read from Postgres.
+    fn wait(&mut self, heard: Heard) {
+        self.bytes += heard.bytes();
+        self.waiting.push_back(heard);
+        while self.waiting.len() > WAITING_MAX || self.bytes > WAITING_BYTES_MAX {
+            let Some(dropped) = self.waiting.pop_front() else { return };
+            self.bytes -= dropped.bytes();
         }
     }
+}
 
-    /// Emits everything that a partition stored after a known position; up to where it is stored.
-    async fn read_missing(
-        &self,
-        partition: Partition,
-        mut known: Position,
-        announced: Position,
-    ) -> sqlx::Result<Position> {
-        loop {
-            let Snapshot { stored, rows } =
-                self.gateway.history.stored_after(partition, known, STRETCH).await?;
-            // Read later than the rows: who ended meanwhile is heard of twice.
-            self.end_missing(partition, known).await?;
-            if let Some(last) = rows.last().and_then(|last| last.message.position()) {
-                known = last;
-            } else if known.epoch != stored.epoch && announced.epoch == stored.epoch {
-                // Nothing is stored in the new epoch yet; or Postgres, restored from before ours,
-                // knows only the new one, and all of it is news to us.
-                known = Position { sequence: 0, ..stored };
-            } else {
-                return Ok(stored);
-            }
-            self.gateway.positions.advance(partition, known);
-            for message in &rows {
-                self.emit(message);
-            }
-        }
+/// Gives a saved message to everybody who should see it.
+pub(crate) fn deliver(
+    gateway: &Gateway,
+    session: SessionId,
+    saved: &Saved,
+    recorded_at: Option<OffsetDateTime>,
+) {
+    let somebody_is_there = gateway.emit(session, saved);
+    if somebody_is_there {
+        tracing::debug!(
+            message_id = message_id(&saved.json),
+            session = session.short(),
+            partition = %gateway.config.log.partitions.partition_of(session),
+            sequence = saved.position.sequence,
+            "emitted"
+        );
     }
-
-    /// Ends every session that a partition ended after a known position.
-    async fn end_missing(&self, partition: Partition, mut known: Position) -> sqlx::Result<()> {
-        loop {
-            let ended = self.gateway.history.erased_after(partition, known, STRETCH).await?;
-            let Some((_, last)) = ended.last() else { return Ok(()) };
-            known = *last;
-            self.gateway.end_all(&ended.into_iter().map(|(digest, _)| digest).collect());
-        }
-    }
-
-    fn emit(&self, stored: &SessionMessage) {
-        let session = SessionId::parse(&stored.session_id).ok();
-        let json = to_raw_value(&stored.message.to_message()).ok();
-        if let (Some(session), Some(json), Some(position)) =
-            (session, json, stored.message.position())
-        {
-            METRICS.healed_messages.inc();
-            let recorded_at = stored.message.created_at();
-            self.deliver(session, &Saved { position, json: json.into() }, Some(recorded_at));
-        }
-    }
-
-    fn deliver(&self, session: SessionId, saved: &Saved, recorded_at: Option<OffsetDateTime>) {
-        let somebody_is_there = self.gateway.emit(session, saved);
-        if somebody_is_there {
-            tracing::debug!(
-                message_id = message_id(&saved.json),
-                session = session.short(),
-                partition = %self.gateway.config.log.partitions.partition_of(session),
-                sequence = saved.position.sequence,
-                "emitted"
-            );
-        }
-        if let (true, Some(recorded_at)) = (somebody_is_there, recorded_at) {
-            METRICS.delivery_seconds.observe(seconds_since(recorded_at));
-        }
+    if let (true, Some(recorded_at)) = (somebody_is_there, recorded_at) {
+        METRICS.delivery_seconds.observe(seconds_since(recorded_at));
     }
 }
 

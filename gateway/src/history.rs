@@ -175,34 +175,45 @@ const POSITIONS: &str = r#"
         WHERE e."logEpoch" = p."epoch" ORDER BY e."lastSequence" DESC LIMIT 1
     ) erased ON true"#;
 
-/// What a partition stored after a position, in the order of the log: the rest of that epoch, then
-/// the epochs that followed it; with it, as of the same moment, how far the partition is stored.
+/// Rows of [`STORED_AFTER`] and of [`ERASED_AFTER`] at most. It stands there as a number: of a parameter the
+/// planner assumes a tenth of everything that is stored, and prepares for so many rows.
+pub const STRETCH: usize = 500;
+
+/// What a partition stored after a position in the same epoch, in the order of the log; with it, as of the
+/// same moment, how far the partition is stored. The limit holds before the sessions are looked up.
 const STORED_AFTER: &str = r#"
     SELECT p."epoch", p."sequence", m.*
     FROM "LogPartition" p
     LEFT JOIN LATERAL (
-        SELECT e."ordinal", s."sessionId", m."id", m."sender", m."content", m."createdAt", m."isAI",
-               m."chatSessionId", m."seq", m."logEpoch", m."logSequence"
-        FROM "LogEpoch" e
-        JOIN "Message" m ON m."logEpoch" = e."epoch"
-        JOIN "ChatSession" s ON s."id" = m."chatSessionId"
-        WHERE e."partition" = $1
-          AND e."ordinal" >= (SELECT known."ordinal" FROM "LogEpoch" known WHERE known."epoch" = $2)
-          AND m."logSequence" > CASE WHEN e."epoch" = $2 THEN $3 ELSE 0 END
-        ORDER BY e."ordinal", m."logSequence" LIMIT $4
+        SELECT (SELECT s."sessionId" FROM "ChatSession" s WHERE s."id" = n."chatSessionId") AS "sessionId", n.*
+        FROM (
+            SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
+                   m."logEpoch", m."logSequence"
+            FROM "Message" m
+            WHERE m."logEpoch" = $2 AND m."logSequence" > $3
+            ORDER BY m."logSequence" LIMIT 500
+        ) n
     ) m ON true
     WHERE p."partition" = $1
-    ORDER BY m."ordinal", m."logSequence""#;
+    ORDER BY m."logSequence""#;
 
-/// Sessions of a partition that ended after a position, in the order of the log.
+/// Sessions that ended after a position in the same epoch, in the order of the log.
 const ERASED_AFTER: &str = r#"
-    SELECT z."digest", z."logEpoch", z."lastSequence"
-    FROM "LogEpoch" e
-    JOIN "ErasedSession" z ON z."logEpoch" = e."epoch"
-    WHERE e."partition" = $1
-      AND e."ordinal" >= (SELECT known."ordinal" FROM "LogEpoch" known WHERE known."epoch" = $2)
-      AND z."lastSequence" > CASE WHEN e."epoch" = $2 THEN $3 ELSE 0 END
-    ORDER BY e."ordinal", z."lastSequence" LIMIT $4"#;
+    SELECT "digest", "lastSequence" FROM "ErasedSession"
+    WHERE "logEpoch" = $1 AND "lastSequence" > $2
+    ORDER BY "lastSequence" LIMIT 500"#;
+
+/// The epoch that followed another one of a partition.
+const EPOCH_AFTER: &str = r#"
+    SELECT "epoch" FROM "LogEpoch"
+    WHERE "partition" = $1 AND "ordinal" > (SELECT e."ordinal" FROM "LogEpoch" e WHERE e."epoch" = $2)
+    ORDER BY "ordinal" LIMIT 1"#;
+
+/// Whether Postgres answers.
+const PING: &str = "SELECT 1";
+
+/// Whether this is a replica.
+const IS_REPLICA: &str = "SELECT pg_is_in_recovery()";
 
 /// Whether any migration ever ran.
 const MIGRATED: &str = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
@@ -276,8 +287,8 @@ pub struct MessageOf {
 #[derive(Debug, sqlx::FromRow)]
 #[sqlx(rename_all = "camelCase")]
 pub struct SessionMessage {
-    /// Its session, as the client names it.
-    pub session_id: String,
+    /// Its session, as the client names it; none if its row was deleted past all constraints.
+    pub session_id: Option<String>,
     /// The message.
     #[sqlx(flatten)]
     pub message: StoredMessage,
@@ -433,12 +444,12 @@ impl History {
 
     /// Whether Postgres answers.
     pub async fn ping(&self) -> sqlx::Result<()> {
-        answered(sqlx::query("SELECT 1").execute(&self.pool)).await.map(drop)
+        answered(sqlx::query(PING).execute(&self.pool)).await.map(drop)
     }
 
     /// Whether this is a replica, whose answers may be of the past.
     pub async fn is_replica(&self) -> sqlx::Result<bool> {
-        answered(sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(&self.pool)).await
+        answered(sqlx::query_scalar(IS_REPLICA).fetch_one(&self.pool)).await
     }
 
     /// The newest migration that is applied, if any ever was.
@@ -617,39 +628,44 @@ impl History {
         Ok(rows.into_iter().map(position).collect())
     }
 
-    /// At most `limit` messages that a partition stored after a position, in log order.
+    /// At most [`STRETCH`] messages that a partition stored after a position in the same epoch, in log order.
     pub async fn stored_after(
         &self,
         partition: Partition,
         position: Position,
-        limit: u16,
     ) -> sqlx::Result<Snapshot<SessionMessage>> {
         let query = sqlx::query_as(STORED_AFTER)
             .bind(partition.to_column())
             .bind(position.epoch.0)
-            .bind(position.sequence.cast_signed())
-            .bind(i64::from(limit));
+            .bind(position.sequence.cast_signed());
         Snapshot::of(answered(query.fetch_all(&self.delivery)).await?)
     }
 
-    /// At most `limit` sessions of a partition that ended after a position, in log order.
+    /// At most [`STRETCH`] sessions that ended after a position in the same epoch, in log order.
     pub async fn erased_after(
         &self,
-        partition: Partition,
         position: Position,
-        limit: u16,
     ) -> sqlx::Result<Vec<(SessionDigest, Position)>> {
         let query = sqlx::query_as(ERASED_AFTER)
-            .bind(partition.to_column())
             .bind(position.epoch.0)
-            .bind(position.sequence.cast_signed())
-            .bind(i64::from(limit));
-        let rows: Vec<(Vec<u8>, i64, i64)> = answered(query.fetch_all(&self.delivery)).await?;
-        let ended = |(digest, epoch, sequence): (Vec<u8>, i64, i64)| {
-            let position = Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() };
+            .bind(position.sequence.cast_signed());
+        let rows: Vec<(Vec<u8>, i64)> = answered(query.fetch_all(&self.delivery)).await?;
+        let ended = |(digest, sequence): (Vec<u8>, i64)| {
+            let position = Position { sequence: sequence.cast_unsigned(), ..position };
             Some((SessionDigest::from_column(&digest)?, position))
         };
         Ok(rows.into_iter().filter_map(ended).collect())
+    }
+
+    /// The epoch of a partition that followed this one; `None` if it is the last, or not known here.
+    pub async fn epoch_after(
+        &self,
+        partition: Partition,
+        epoch: Epoch,
+    ) -> sqlx::Result<Option<Epoch>> {
+        let query = sqlx::query_scalar(EPOCH_AFTER).bind(partition.to_column()).bind(epoch.0);
+        let next: Option<i64> = answered(query.fetch_optional(&self.delivery)).await?;
+        Ok(next.map(Epoch))
     }
 }
 
@@ -663,6 +679,15 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+
+    #[test]
+    fn a_stretch_is_as_long_as_its_statements_say() {
+        for statement in [STORED_AFTER, ERASED_AFTER] {
+            let limits: Vec<_> = statement.split("LIMIT ").skip(1).collect();
+            let limit = limits[0].split_whitespace().next().unwrap();
+            assert_eq!((limits.len(), limit), (1, STRETCH.to_string().as_str()));
+        }
+    }
 
     #[test]
     fn a_cursor_round_trips_and_nothing_else_is_one() {

@@ -2,8 +2,8 @@
 //! persisters. It never writes to Postgres.
 //!
 //! One message's way: [`events`] takes it from a socket, [`send`] checks it, [`publisher`] puts it
-//! into the log; once it is stored, [`delivery`] hears of it and [`rooms`] emits it. Agents see all sessions
-//! in their [`inboxes`]; [`presence`] is who is connected, here or to another gateway.
+//! into the log; once it is stored, [`delivery`] hears of it, or [`recovery`] reads it, and [`rooms`] emits
+//! it. Agents see all sessions in their [`inboxes`]; [`presence`] is who is connected, here or to another gateway.
 
 pub mod ai_mode;
 pub mod answers;
@@ -39,6 +39,7 @@ pub mod presence;
 pub mod problem;
 pub mod publisher;
 pub mod ready;
+pub mod recovery;
 pub mod rooms;
 pub mod routes;
 pub mod schema;

@@ -70,6 +70,11 @@ const PLACE: &str = "Chat-Place";
 const NANOS_PER_MICRO: i128 = 1_000;
 
 impl Announcement {
+    /// Whoever has everything up to here has everything before this one.
+    pub fn before(self) -> Position {
+        Position { sequence: self.previous, ..self.position }
+    }
+
     /// The header that carries it.
     pub fn to_headers(self) -> HeaderMap {
         let Self { position: Position { epoch: Epoch(epoch), sequence }, previous, recorded_at } =
