@@ -53,11 +53,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Client;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::stream::Stream;
 use shared::ids::{SessionDigest, SessionId};
-use shared::lifecycle::Stop;
+use shared::lifecycle::{Stop, Tasks, until_deadline};
 use shared::log;
+use shared::nats::Disturbances;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use crate::ai_mode::AiModes;
@@ -139,7 +142,7 @@ impl Gateway {
     }
 }
 
-/// Runs a gateway on these listeners until it is stopped.
+/// Runs a gateway on these listeners until it is stopped. A task that ends before ends it with an error.
 ///
 /// Until everything it needs is there, it only says that it lives. `ops` is where operators look.
 pub async fn run(
@@ -148,23 +151,44 @@ pub async fn run(
     ops: TcpListener,
     stop: Stop,
 ) -> anyhow::Result<()> {
-    let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
-    let started = Stop::new();
-    let starting = routes::starting(&config.cors_origins);
-    let starting =
-        tokio::spawn(serve::serve(listeners.clone(), starting, config.http, started.clone()));
     let (nats, disturbances) = shared::nats::connect(&config.nats, "gateway").await?;
     let history = History::connect(&config.database);
-    let jetstream = async_nats::jetstream::new(nats.clone());
     let intake = Intake::default();
     let readiness = Readiness::new(nats.clone(), history.clone(), intake.clone(), stop.clone());
-    // Ends with this function, whichever way that ends.
-    let mut watched = JoinSet::new();
-    watched.spawn(ops::serve(ops, readiness.clone()));
-    let Some(log) = log::open_until_done(&jetstream, config.log, &stop).await? else {
+    let mut watched = Tasks::default();
+    watched.spawn("the operators' server", ops::serve(ops, readiness.clone()));
+    watched.spawn("the watch over NATS", shared::nats::watch(disturbances.clone()));
+    let needs = Needs { nats, disturbances, history, intake, readiness };
+    watched.while_they_run(Box::pin(serve(config, listeners, needs, stop))).await
+}
+
+/// What a gateway uses.
+struct Needs {
+    nats: Client,
+    disturbances: Disturbances,
+    history: History,
+    intake: Intake,
+    readiness: Readiness,
+}
+
+async fn serve(
+    config: Config,
+    listeners: Vec<TcpListener>,
+    needs: Needs,
+    stop: Stop,
+) -> anyhow::Result<()> {
+    let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
+    let started = Stop::new();
+    let mut starting = Tasks::default();
+    let first = routes::starting(&config.cors_origins);
+    let first = serve::serve(listeners.clone(), first, config.http, started.clone());
+    starting.spawn("the first server", first);
+    let Needs { nats, disturbances, history, intake, readiness } = needs;
+    let jetstream = async_nats::jetstream::new(nats.clone());
+    let Some(log) = starting.while_they_run(prepare(&jetstream, &config, &history, &stop)).await?
+    else {
         return Ok(());
     };
-    let Some(()) = schema::wait(&history, &stop).await? else { return Ok(()) };
 
     let (lists, asked) = Lists::new();
     let gateway = Arc::new(Gateway {
@@ -183,29 +207,34 @@ pub async fn run(
         stop: stop.clone(),
         config,
     });
-    let Some(delivery) = Delivery::start(&gateway, &nats, &log, &stop).await? else {
-        return Ok(());
-    };
+    let delivery = starting.while_they_run(Delivery::start(&gateway, &nats, &log, &stop)).await?;
+    let Some(delivery) = delivery else { return Ok(()) };
     let peers = Peers::start(&gateway, &nats, disturbances).await?;
     let delivering = Stop::new();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(delivery.run(delivering.clone()));
-    tasks.spawn(opened::listen(gateway.clone(), nats.clone(), delivering.clone()));
-    tasks.spawn(ai_mode::listen(gateway.clone(), nats.clone(), delivering.clone()));
-    tasks.spawn(lists::make(gateway.clone(), asked, delivering.clone()));
-    tasks.spawn(peers.run(delivering.clone()));
+    let mut tasks = Tasks::default();
+    tasks.spawn("the delivery", delivery.run(delivering.clone()));
+    tasks.spawn(
+        "what listens for sessions",
+        opened::listen(gateway.clone(), nats.clone(), delivering.clone()),
+    );
+    tasks.spawn(
+        "what listens for switches",
+        ai_mode::listen(gateway.clone(), nats.clone(), delivering.clone()),
+    );
+    tasks.spawn("what makes lists", lists::make(gateway.clone(), asked, delivering.clone()));
+    tasks.spawn("the exchange with other gateways", peers.run(delivering.clone()));
 
     let (router, io) = routes::router(&gateway, readiness.clone());
     started.cancel();
-    starting.await??;
-    tasks.spawn(serve::serve(listeners, router, gateway.config.http, stop.clone()));
+    starting.all_ended().await?;
+    tasks.spawn("the server", serve::serve(listeners, router, gateway.config.http, stop.clone()));
     readiness.serving();
     tracing::info!("ready");
     tokio::select! {
         // First: some of the tasks end by the same stop.
         biased;
         () = stop.cancelled() => {}
-        Some(ended) = tasks.join_next() => { ended??; anyhow::bail!("a task ended that should run for ever") }
+        error = tasks.one_ended() => return Err(error),
     }
     let shutdown = async {
         gateway.answers.close();
@@ -214,13 +243,20 @@ pub async fn run(
         // Emitting after the close would panic: delivery ends first.
         delivering.cancel();
         tokio::time::timeout(CLOSE_TIMEOUT, io.close()).await.ok();
-        while let Some(ended) = tasks.join_next().await {
-            ended??;
-        }
-        Ok(())
+        tasks.all_ended().await
     };
-    tokio::time::timeout(gateway.config.shutdown, shutdown).await.unwrap_or_else(|_| {
-        tracing::warn!("not everything ended within the deadline");
-        Ok(())
-    })
+    until_deadline(&stop, gateway.config.shutdown, shutdown).await
+}
+
+/// Waits for the log and for the tables. `None` if the stop came first.
+async fn prepare(
+    jetstream: &Context,
+    config: &Config,
+    history: &History,
+    stop: &Stop,
+) -> anyhow::Result<Option<Stream>> {
+    let Some(log) = log::open_until_done(jetstream, config.log, stop).await? else {
+        return Ok(None);
+    };
+    Ok(schema::wait(history, stop).await?.map(|()| log))
 }

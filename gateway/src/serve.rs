@@ -83,7 +83,11 @@ pub async fn serve(
         };
         accepting.spawn(server.accept(listener));
     }
-    while accepting.join_next().await.is_some() {}
+    while let Some(ended) = accepting.join_next().await {
+        // On one address alone it would look as if it served on all.
+        ended?;
+        anyhow::ensure!(stop.is_cancelled(), "a listener ended");
+    }
     connections.close();
     tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.ok();
     Ok(())

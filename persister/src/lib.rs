@@ -21,10 +21,12 @@ pub mod store;
 pub mod trim;
 pub mod verify;
 
-use shared::lifecycle::Stop;
+use anyhow::Context;
+use async_nats::Client;
+use shared::lifecycle::{Stop, Tasks, until_deadline};
 use shared::log;
+use shared::nats::Disturbances;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -33,7 +35,8 @@ use crate::metrics::METRICS;
 use crate::ownership::Ownership;
 use crate::store::Store;
 
-/// Runs a persister until it is stopped: migrates, takes its share of the partitions, stores.
+/// Runs a persister until it is stopped: migrates, takes its share of the partitions, stores. A task that ends
+/// before ends it with an error.
 ///
 /// `ops` is where operators look.
 pub async fn run(config: Config, ops: TcpListener, stop: Stop) -> anyhow::Result<()> {
@@ -41,11 +44,24 @@ pub async fn run(config: Config, ops: TcpListener, stop: Stop) -> anyhow::Result
     let worker = Uuid::new_v4();
     let store = Store::connect(&config.database, worker);
     let readiness = ops::Readiness::new(nats.clone(), store.clone(), stop.clone());
-    // Ends with this function, whichever way that ends.
-    let mut watched = JoinSet::new();
-    watched.spawn(ops::serve(ops, readiness.clone()));
+    let mut watched = Tasks::default();
+    watched.spawn("the operators' server", ops::serve(ops, readiness.clone()));
+    watched.spawn("the watch over NATS", shared::nats::watch(disturbances.clone()));
     METRICS.partitions.set(config.log.partitions.get().into());
+    let needs = Needs { nats, disturbances, store, readiness };
+    watched.while_they_run(Box::pin(store_all(config, worker, needs, stop))).await
+}
 
+/// What a persister uses.
+struct Needs {
+    nats: Client,
+    disturbances: Disturbances,
+    store: Store,
+    readiness: ops::Readiness,
+}
+
+async fn store_all(config: Config, worker: Uuid, needs: Needs, stop: Stop) -> anyhow::Result<()> {
+    let Needs { nats, disturbances, store, readiness } = needs;
     let jetstream = async_nats::jetstream::new(nats.clone());
     let Some(()) = migrate::until_done(&config.database, &stop).await? else { return Ok(()) };
     let Some(log) = log::open_until_done(&jetstream, config.log, &stop).await? else {
@@ -60,15 +76,15 @@ pub async fn run(config: Config, ops: TcpListener, stop: Stop) -> anyhow::Result
     let trimmer = trim::Trimmer::new(store.clone(), log.clone(), owned.clone(), config.log_keep);
     let lag = LagWatch::new(store.clone(), nats.clone(), log.clone(), owned.clone());
     let persister = persist::Persister::new(store, jetstream, config.log, owned, disturbances);
-    let mut tasks = JoinSet::new();
+    let mut tasks = Tasks::default();
     let work_stop = stop.clone();
-    tasks.spawn(async move {
+    tasks.spawn("the work", async move {
         let stop = &work_stop;
         tokio::try_join!(
-            ownership.run(stop),
-            persister.run(stop),
-            trimmer.run(stop),
-            lag.run(stop)
+            goes_on("the leases", stop, ownership.run(stop)),
+            goes_on("the storing", stop, persister.run(stop)),
+            goes_on("the trimming", stop, trimmer.run(stop)),
+            goes_on("the watch over the lag", stop, lag.run(stop))
         )?;
         // After the last batch, and after the last look that could take a partition again.
         ownership.leave().await;
@@ -76,16 +92,24 @@ pub async fn run(config: Config, ops: TcpListener, stop: Stop) -> anyhow::Result
     });
     tracing::info!(%worker, "persister started");
 
-    let ended =
-        shared::lifecycle::until_deadline(&stop, config.shutdown, all(&mut tasks, &stop)).await;
-    ended.unwrap_or_else(|| anyhow::bail!("not everything ended within the deadline"))
+    until_deadline(&stop, config.shutdown, async {
+        tokio::select! {
+            // First: they end by the same stop.
+            biased;
+            () = stop.cancelled() => tasks.all_ended().await,
+            error = tasks.one_ended() => Err(error),
+        }
+    })
+    .await
 }
 
-/// Waits for every task; one that ends before the stop ends the process.
-async fn all(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &Stop) -> anyhow::Result<()> {
-    while let Some(ended) = tasks.join_next().await {
-        ended??;
-        anyhow::ensure!(stop.is_cancelled(), "a task ended that should run for ever");
-    }
+/// What ends before the stop is an error: the others would go on without it.
+async fn goes_on(
+    name: &str,
+    stop: &Stop,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    work.await.with_context(|| format!("{name} ended"))?;
+    anyhow::ensure!(stop.is_cancelled(), "{name} ended");
     Ok(())
 }

@@ -118,6 +118,13 @@ pub async fn connect(
     Ok((client, disturbances))
 }
 
+/// Watches over what tells of disturbances: without it nobody would know what was missed. It ends with an error
+/// if that ends.
+pub async fn watch(mut disturbances: Disturbances) -> anyhow::Result<()> {
+    while disturbances.changed().await.is_ok() {}
+    anyhow::bail!("nobody tells any more what becomes of the connection")
+}
+
 fn observe(event: &Event, servers: &str, disturbed: &watch::Sender<u64>) {
     match event {
         Event::Connected => {
@@ -150,6 +157,17 @@ mod tests {
     fn credentials_never_show() {
         let url: NatsUrl = "nats://user:secret@one:4222,two".parse().unwrap();
         assert_eq!(format!("{url} {url:?}"), "one:4222,two one:4222,two");
+    }
+
+    #[tokio::test]
+    async fn it_is_noticed_when_nobody_tells_of_disturbances_any_more() {
+        let (disturbed, disturbances) = watch::channel(0);
+        let watched = tokio::spawn(super::watch(disturbances));
+        disturbed.send_modify(|count| *count += 1);
+        tokio::task::yield_now().await;
+        assert!(!watched.is_finished());
+        drop(disturbed);
+        assert!(watched.await.unwrap().is_err());
     }
 
     #[test]
