@@ -40,6 +40,12 @@ const commands = {
   /** What it has seen of an event. */
   seen: ({ seen, event }) => seen[event] ?? [],
 
+  /** How often: who waits asks often, and the whole of it may be megabytes. */
+  count: ({ seen, event }) => (seen[event] ?? []).length,
+
+  /** The last of it. */
+  last: ({ seen, event }) => seen[event]?.at(-1),
+
   /** The longest time in milliseconds without a message since it was asked last. */
   silence({ silence }) {
     endSilence(silence);

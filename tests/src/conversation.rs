@@ -61,9 +61,9 @@ impl Conversation {
     /// Waits until each has seen so many messages more.
     pub async fn is_delivered(&self, more: usize) {
         for client in [&self.visitor, &self.admin] {
-            let enough = client.messages().await.len() + more;
+            let enough = client.count("message").await + more;
             eventually(RECOVERS_WITHIN, "messages are delivered", async || {
-                client.messages().await.len() >= enough
+                client.count("message").await >= enough
             })
             .await;
         }
@@ -86,7 +86,7 @@ impl Conversation {
         self.visitor.ask("user_message", end).await;
         for client in [&self.visitor, &self.admin] {
             eventually(RECOVERS_WITHIN, "everything is seen", async || {
-                client.messages().await.last().is_some_and(|last| last["content"] == "end")
+                client.last("message").await["content"] == "end"
             })
             .await;
         }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
@@ -171,6 +172,17 @@ impl Client {
     pub async fn seen(&self, event: &str) -> Vec<Value> {
         let seen = self.act("seen", json!({ "event": event })).await;
         must(seen.as_array().cloned().context("no array"), "what a client has seen")
+    }
+
+    /// How often something came under this name: for waiting, where everything that came may be megabytes.
+    pub async fn count(&self, event: &str) -> usize {
+        let count = self.act("count", json!({ "event": event })).await;
+        must(usize::deserialize(count), "how often a client has seen something")
+    }
+
+    /// What came last under this name; null if nothing did.
+    pub async fn last(&self, event: &str) -> Value {
+        self.act("last", json!({ "event": event })).await
     }
 
     /// The messages it was given, in order.

@@ -11,7 +11,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 async fn sees(client: &Client, within: Duration, count: usize) {
     let what = format!("a client sees {count} messages");
-    eventually(within, &what, async || client.messages().await.len() >= count).await;
+    eventually(within, &what, async || client.count("message").await >= count).await;
 }
 
 /// A visitor on the first gateway and an agent on the second.
@@ -91,7 +91,7 @@ async fn store_without_a_word(stack: &Stack, session: &str) {
 }
 
 #[tokio::test]
-async fn every_gateway_and_persister_may_lose_every_proxy_in_turn() {
+async fn every_gateway_and_persister_may_lose_every_link_in_turn() {
     let links =
         [Link::GatewayNats, Link::GatewayPostgres, Link::PersisterNats, Link::PersisterPostgres];
     let builder = links.into_iter().fold(Stack::builder().persisters(2), tests::Builder::proxy);

@@ -99,7 +99,7 @@ async fn rooms_and_rows_have_the_order_of_the_log_whoever_speaks() {
         assert_eq!(logged.len(), 3 * EACH);
         for client in clients {
             eventually(SOON, "everything is broadcast", async || {
-                client.messages().await.len() >= logged.len()
+                client.count("message").await >= logged.len()
             })
             .await;
             assert_eq!(&ids(&client.messages().await), logged);
@@ -115,7 +115,7 @@ async fn a_row_has_the_time_of_the_log_cut_to_milliseconds() {
     let session = opened(&client).await;
     let say = |n: usize| json!({ "sessionId": session, "content": format!("{n}") });
     client.burst("user_message", (0..50).map(say).collect()).await;
-    eventually(SOON, "delivery", async || client.messages().await.len() == 50).await;
+    eventually(SOON, "delivery", async || client.count("message").await == 50).await;
     let log = log(&stack).await;
     let created = r#"SELECT "logSequence", "createdAt" FROM "Message" ORDER BY "logSequence""#;
     let rows: Vec<(i64, sqlx::types::time::PrimitiveDateTime)> =

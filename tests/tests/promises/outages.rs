@@ -112,7 +112,7 @@ async fn a_gateway_stops_in_time_though_a_client_does_not_read() {
     let long = json!({ "sessionId": session, "content": "🙂".repeat(8_000) });
     let acks = talker.burst("user_message", vec![long; 500]).await;
     assert!(acks.iter().all(|ack| ack["status"] == "accepted"));
-    eventually(SOON, "everybody else has it", async || talker.messages().await.len() == 500).await;
+    eventually(SOON, "everybody else has it", async || talker.count("message").await == 500).await;
     stack.gateway(0).ask_to_stop();
     let ended = stack.gateway(0).exit_status(STOPS_WITHIN).await;
     assert!(ended.success(), "{}", stack.gateway(0).logs());
