@@ -16,6 +16,7 @@ use crate::binaries::Binaries;
 use crate::database::Database;
 use crate::disk::Disk;
 use crate::proxy::Proxy;
+use crate::room::Room;
 use crate::server::{Nats, Postgres};
 use crate::service::{Place, Service};
 use crate::stack::Stack;
@@ -44,6 +45,13 @@ enum Source {
     Own { durable: bool },
 }
 
+/// What the processors have to do for a test.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    Waits,
+    Busy,
+}
+
 type Variables = Vec<(String, String)>;
 
 /// Describes a stack; [`Builder::start`] makes it.
@@ -64,6 +72,7 @@ pub struct Builder {
     nats_servers: usize,
     nats_home: Option<PathBuf>,
     postgres_home: Option<PathBuf>,
+    work: Work,
 }
 
 impl Default for Builder {
@@ -84,6 +93,7 @@ impl Default for Builder {
             nats_servers: 1,
             nats_home: None,
             postgres_home: None,
+            work: Work::Waits,
         }
     }
 }
@@ -181,6 +191,12 @@ impl Builder {
         Self { as_containers: true, ..self }
     }
 
+    /// The test keeps a processor busy: it waits until half of the machine is free of other tests.
+    #[must_use]
+    pub fn busy(self) -> Self {
+        Self { work: Work::Busy, ..self }
+    }
+
     /// The services are made and not started.
     #[must_use]
     pub fn services_stopped(self) -> Self {
@@ -193,8 +209,10 @@ impl Builder {
         Self { programs: Some(folder.to_path_buf()), ..self }
     }
 
-    /// Makes the stack and waits until every service is ready.
+    /// Makes the stack and waits until every service is ready; before, until there is room for it beside those of
+    /// other tests.
     pub async fn start(self) -> Stack {
+        let room = Room::take(self.room()).await;
         let machine =
             must(tokio::task::spawn_blocking(|| Binaries::get().machine()).await, "looking around");
         let home = must(RunDir::create(&machine), "making a folder for a stack");
@@ -213,11 +231,30 @@ impl Builder {
         let (persisters, persister_proxies) =
             maker.services(Kind::Persister, self.persisters).await;
         let proxies = gateway_proxies.into_iter().chain(persister_proxies).collect();
-        let stack = Stack { gateways, persisters, proxies, database, nats, others, postgres, home };
+        let stack = Stack {
+            gateways,
+            persisters,
+            proxies,
+            database,
+            nats,
+            others,
+            postgres,
+            home,
+            _room: room,
+        };
         if self.start_services {
             stack.start_services().await;
         }
         stack
+    }
+
+    /// Its processes, but for the nats-server that every stack has.
+    fn room(&self) -> usize {
+        let postgres = usize::from(matches!(self.postgres, Source::Own { .. }));
+        match self.work {
+            Work::Waits => self.gateways + self.persisters + self.nats_servers - 1 + postgres,
+            Work::Busy => Room::half(),
+        }
     }
 
     async fn postgres(&self, machine: &Machine, home: &Path) -> Option<Postgres> {

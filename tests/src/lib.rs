@@ -30,6 +30,7 @@ pub mod load;
 mod names;
 mod node;
 mod proxy;
+mod room;
 pub mod runbooks;
 mod server;
 mod service;

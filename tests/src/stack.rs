@@ -16,6 +16,7 @@ use crate::builder::{Builder, Link};
 use crate::database::Database;
 use crate::node::{NodeRun, node, node_test};
 use crate::proxy::Proxy;
+use crate::room::Room;
 use crate::server::{Nats, Postgres};
 use crate::service::Service;
 use crate::wait::must;
@@ -30,7 +31,7 @@ const CONNECTS_WITHIN: Duration = Duration::from_secs(10);
 /// If the test is failing, the logs are printed first.
 #[derive(Debug)]
 pub struct Stack {
-    // Dropped in this order: services before what they use, the folder last.
+    // Dropped in this order: services before what they use, the folder behind them, the room last.
     pub(crate) gateways: Vec<Service>,
     pub(crate) persisters: Vec<Service>,
     pub(crate) proxies: BTreeMap<(Link, usize), Proxy>,
@@ -39,6 +40,7 @@ pub struct Stack {
     pub(crate) others: Vec<Nats>,
     pub(crate) postgres: Option<Postgres>,
     pub(crate) home: RunDir,
+    pub(crate) _room: Room,
 }
 
 impl Stack {

@@ -30,7 +30,7 @@ const DRAINS_WITHIN: Duration = Duration::from_mins(2);
 
 #[tokio::test]
 async fn two_hundred_thousand_events_of_one_socket_cost_bounded_memory_and_disturb_nobody() {
-    let stack = Stack::start().await;
+    let stack = Stack::builder().busy().start().await;
     let before = stack.gateway(0).resident_bytes();
     stack.node_test("flood.test.mjs", &[]).await;
     let grown = stack.gateway(0).resident_bytes().saturating_sub(before);
@@ -41,7 +41,7 @@ async fn two_hundred_thousand_events_of_one_socket_cost_bounded_memory_and_distu
 async fn sends_that_wait_for_a_frozen_nats_cost_bounded_memory() {
     const SOCKETS: u64 = 2;
     const MORE_THAN_A_LANE: usize = 5_000;
-    let stack = Stack::start().await;
+    let stack = Stack::builder().busy().start().await;
     let js_clients = JsClients::start().await;
     let mut clients = Vec::new();
     for _ in 0..SOCKETS {
@@ -67,7 +67,7 @@ async fn sends_beyond_what_may_wait_in_all_are_refused_before_those_that_wait_ha
     const OF_EACH: usize = 4_000;
     /// When the first that waits is answered, whatever NATS does.
     const WAITS_FOR: Duration = Duration::from_millis(4_500);
-    let stack = Stack::start().await;
+    let stack = Stack::builder().busy().start().await;
     let js_clients = JsClients::start().await;
     let mut clients = Vec::new();
     for _ in 0..SOCKETS {
@@ -95,7 +95,7 @@ async fn sends_beyond_what_may_wait_in_all_are_refused_before_those_that_wait_ha
 async fn a_gateway_keeps_nothing_of_what_is_said_while_postgres_is_away() {
     const ROUNDS: usize = 10;
     const AT_ONCE: usize = 1_000;
-    let stack = Stack::builder().own_postgres().start().await;
+    let stack = Stack::builder().busy().own_postgres().start().await;
     let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].clone();
     let payload = json!({ "sessionId": session, "content": "x".repeat(2_000) });
@@ -120,7 +120,7 @@ async fn a_gateway_keeps_nothing_of_what_is_said_while_postgres_is_away() {
 async fn a_backlog_costs_a_persister_bounded_memory_while_postgres_is_away_and_after() {
     const RECORDS: u64 = 15_000;
     const AT_ONCE: u64 = 500;
-    let stack = Stack::builder().own_postgres().start().await;
+    let stack = Stack::builder().busy().own_postgres().start().await;
     let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
     let session = SessionId::parse(&session).unwrap();
@@ -163,7 +163,7 @@ fn bounded(what: &str, grown: u64, most: u64) {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off_within_30_seconds_and_resumes() {
-    let stack = Stack::builder().gateway_env("RUST_LOG", "info,gateway=debug").start().await;
+    let stack = Stack::builder().busy().gateway_env("RUST_LOG", "info,gateway=debug").start().await;
     let js_clients = JsClients::start().await;
     let reader = js_clients.client(&stack.url(""), &["websocket"]).await;
     let deaf = js_clients.client(&stack.url(""), &["websocket"]).await;

@@ -17,7 +17,7 @@ async fn messages_reach_their_room_and_the_history_as_the_contract_says() {
 
 #[tokio::test]
 async fn many_messages_at_once_are_acked_broadcast_and_stored_in_order() {
-    Stack::start().await.node_test("burst.test.mjs", &[]).await;
+    Stack::builder().busy().start().await.node_test("burst.test.mjs", &[]).await;
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ async fn hostile_bytes_are_refused_and_nobody_else_notices() {
 
 /// The suite passes, the same processes still serve, and nothing wrong is stored or set aside.
 async fn survives(suite: &str) {
-    let stack = Stack::start().await;
+    let stack = Stack::builder().busy().start().await;
     let ids = (stack.gateway(0).id(), stack.persister(0).id());
     stack.node_test(suite, &[]).await;
     assert!(stack.gateway(0).is_running() && stack.persister(0).is_running());

@@ -113,7 +113,7 @@ async fn a_visitor_that_vanished_is_gone_within_a_ping_and_its_timeout() {
 
 #[tokio::test]
 async fn an_inbox_that_does_not_read_holds_nobody_up_and_is_cut_off() {
-    let stack = Stack::builder().gateway_env("RUST_LOG", "info,gateway=debug").start().await;
+    let stack = Stack::builder().busy().gateway_env("RUST_LOG", "info,gateway=debug").start().await;
     let (inbox, visitor, session) = inbox_and_visitor(&stack, (0, 0)).await;
     inbox.stop_reading().await;
     let payload = json!({ "sessionId": session, "content": "x".repeat(7_000) });

@@ -241,7 +241,7 @@ async fn what_is_left_of_erased_sessions_in_the_log_is_counted_until_it_is_gone(
 
 #[tokio::test]
 async fn who_comes_back_and_what_was_missed_and_who_does_not_read_is_counted() {
-    let stack = Stack::builder().proxy(Link::GatewayNats).start().await;
+    let stack = Stack::builder().busy().proxy(Link::GatewayNats).start().await;
     let gateway = stack.gateway(0);
     let js_clients = JsClients::start().await;
     let client = js_clients.client(&stack.url(""), &["websocket"]).await;

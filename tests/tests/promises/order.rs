@@ -69,7 +69,7 @@ async fn opened(client: &Client) -> String {
 #[tokio::test]
 async fn rooms_and_rows_have_the_order_of_the_log_whoever_speaks() {
     const EACH: usize = 200;
-    let stack = Stack::start().await;
+    let stack = Stack::builder().busy().start().await;
     let js_clients = JsClients::start().await;
     let mut members: BTreeMap<String, Vec<Client>> = BTreeMap::new();
     for _ in 0..3 {

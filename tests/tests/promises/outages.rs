@@ -101,7 +101,7 @@ async fn a_gateway_may_be_stopped_and_come_back() {
 
 #[tokio::test]
 async fn a_gateway_stops_in_time_though_a_client_does_not_read() {
-    let stack = Stack::start().await;
+    let stack = Stack::builder().busy().start().await;
     let js_clients = JsClients::start().await;
     let talker = js_clients.client(&stack.url(""), &["websocket"]).await;
     let deaf = js_clients.client(&stack.url(""), &["websocket"]).await;
