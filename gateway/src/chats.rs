@@ -326,6 +326,8 @@ struct Page {
     messages: Vec<MessageOf>,
     /// Whether these sessions have no more messages.
     is_last: bool,
+    /// Whether nothing follows at all.
+    ends: bool,
 }
 
 /// Reads sessions with their messages.
@@ -358,7 +360,7 @@ impl Pages {
         if is_last {
             self.ids.clear();
         }
-        Ok(Some(Page { sessions, messages, is_last }))
+        Ok(Some(Page { sessions, messages, is_last, ends: is_last && self.is_last }))
     }
 
     /// The next page of sessions; empty if there is none.
@@ -368,6 +370,7 @@ impl Pages {
             None if self.is_last => Vec::new(),
             None => self.history.sessions(self.behind.as_ref(), SESSIONS_PAGE).await?,
         };
+        self.is_last |= sessions.len() < usize::from(SESSIONS_PAGE);
         self.behind = sessions.last().map(StoredSession::cursor);
         self.ids = sessions.iter().map(|session| session.id.clone()).collect();
         self.from = (1, -1);
@@ -438,6 +441,10 @@ impl AllChats {
             self.begin_sessions(&mut json, self.sessions.len());
             end_session(&mut json);
         }
+        if page.ends {
+            json.push(b']');
+            return Ok(Chunk::Last(json));
+        }
         Ok(Chunk::More(json))
     }
 
@@ -449,7 +456,7 @@ impl AllChats {
         let Some(read) = self.reading.join_next().await else { return Ok(None) };
         let (pages, page) = read.map_err(|_| sqlx::Error::WorkerCrashed)?;
         let page = page?;
-        if page.is_some() {
+        if page.as_ref().is_some_and(|page| !page.ends) {
             self.read(pages);
         }
         Ok(page)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, header};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use socketioxide::{ParserConfig, SocketIo};
@@ -18,7 +18,7 @@ use crate::auth::{self, Action};
 use crate::config::{Config, Origins};
 use crate::problem::Problem;
 use crate::ready::Readiness;
-use crate::{Gateway, answers, chats, erasure, events, handshake, openapi};
+use crate::{Gateway, answers, chats, erasure, etag, events, handshake, openapi};
 
 /// Packets that wait for a client at a time. The library's 128 lost most of a burst of 1,000; room
 /// costs nothing while it is empty.
@@ -50,6 +50,7 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
         .layer(DefaultBodyLimit::max(gateway.config.max_payload_bytes))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .layer(from_fn(etag::name))
         .with_state(Arc::clone(gateway));
     // As Express: a trailing slash makes no difference. It must go before a route is chosen.
     let rest = NormalizePathLayer::trim_trailing_slash().layer(rest);

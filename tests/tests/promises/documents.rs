@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gateway::error::ErrorCode;
+use serde_json::Value;
 use shared::settings::Setting;
 
 /// Set to anything, this writes the parts of the documents that are made from other files.
@@ -116,6 +117,21 @@ fn every_event_of_a_client_is_described() {
     let described = section("docs/contract.md", "events");
     let of_clients = described.split("| Server emits").next().expect("a table");
     assert_eq!(first_column(of_clients), taken.collect());
+}
+
+/// The page `/docs` and programs have the events and codes from there.
+#[test]
+fn every_event_and_code_of_the_contract_is_in_the_openapi_document() {
+    let document: Value = serde_json::from_str(gateway::openapi::DOCUMENT).expect("JSON");
+    let names = |key: &str| {
+        let object = document["x-socket-io"][key].as_object().expect(key);
+        object.keys().cloned().collect::<BTreeSet<_>>()
+    };
+    let events = section("docs/contract.md", "events");
+    let (emitted, heard) = events.split_once("| Server emits").expect("two tables");
+    assert_eq!(names("clientEmits"), first_column(emitted));
+    assert_eq!(names("serverEmits"), first_column(heard));
+    assert_eq!(names("codes"), every_code());
 }
 
 #[test]
