@@ -123,7 +123,10 @@ impl Delivery {
                         recovering: JoinSet::new(),
                     }));
                 }
-                Err(error) => tracing::warn!("waiting for Postgres and NATS: {error:#}"),
+                Err(error) => tracing::warn!(
+                    "waiting for Postgres and NATS: {}",
+                    shared::causes::told(error.as_ref())
+                ),
             }
             if !pause(stop, backoff.pause()).await {
                 return Ok(None);

@@ -43,7 +43,7 @@ async fn main() -> std::process::ExitCode {
     match run(Arguments::parse()).await {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("{}", shared::causes::told(error.as_ref()));
             std::process::ExitCode::FAILURE
         }
     }

@@ -46,7 +46,10 @@ impl LagWatch {
     pub async fn run(mut self, stop: &Stop) -> anyhow::Result<()> {
         while pause(stop, LOOK_INTERVAL).await {
             if let Some(Err(error)) = stop.run_until_cancelled(self.look()).await {
-                tracing::debug!("the lag of the log is not known: {error:#}");
+                tracing::debug!(
+                    "the lag of the log is not known: {}",
+                    shared::causes::told(error.as_ref())
+                );
             }
         }
         Ok(())

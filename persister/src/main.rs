@@ -50,7 +50,7 @@ async fn main() -> std::process::ExitCode {
     match run(arguments).await {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("{}", shared::causes::told(error.as_ref()));
             std::process::ExitCode::FAILURE
         }
     }

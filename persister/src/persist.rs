@@ -76,7 +76,10 @@ impl Persister {
                 Ok(Ended::Changed) => {}
                 Ok(Ended::Stopped) => break,
                 Err(error) => {
-                    tracing::warn!("reading the log anew: {error:#}");
+                    tracing::warn!(
+                        "reading the log anew: {}",
+                        shared::causes::told(error.as_ref())
+                    );
                     pause(stop, backoff.pause()).await;
                 }
             }

@@ -50,10 +50,13 @@ impl Trimmer {
                 break;
             };
             if let Err(error) = cleared {
-                tracing::warn!("erased sessions are not removed from the log: {error:#}");
+                tracing::warn!(
+                    "erased sessions are not removed from the log: {}",
+                    shared::causes::told(error.as_ref())
+                );
             }
             if let Err(error) = trimmed {
-                tracing::warn!("the log is not trimmed: {error:#}");
+                tracing::warn!("the log is not trimmed: {}", shared::causes::told(error.as_ref()));
             }
         }
         Ok(())

@@ -7,6 +7,7 @@
 //! It serves nothing and stores nothing.
 
 pub mod announcement;
+pub mod causes;
 pub mod content;
 pub mod database;
 pub mod health;
