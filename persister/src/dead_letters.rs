@@ -61,7 +61,12 @@ pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
 }
 
 async fn list(store: &Store, limit: u32) -> anyhow::Result<()> {
-    for letter in store.dead_letters(limit).await? {
+    let letters = store.dead_letters(limit).await?;
+    if letters.is_empty() {
+        // Not on standard output, where a script counts lines.
+        eprintln!("there are no dead letters: everything in the log could be stored");
+    }
+    for letter in letters {
         let DeadLetter { id, subject, reason, .. } = &letter;
         let bytes = letter.payload.len();
         println!(

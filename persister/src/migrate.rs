@@ -1,13 +1,13 @@
 //! Migrations, each on a connection of its own: a failed one keeps its advisory lock for as long as
 //! the connection lives.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use shared::database::Database;
 use shared::lifecycle::{Backoff, Stop, pause};
-use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::migrate::{Migrate, MigrateError, Migration, Migrator};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
 
 /// Everything in `migrations/`.
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
@@ -15,14 +15,29 @@ static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 /// Oldest server whose SQL we use, as in `server_version_num`.
 const OLDEST_SERVER: i32 = 140_000;
 
+/// What failed, for whoever reads the error.
+const MIGRATING: &str = "migrating the database";
+
 /// Pauses between tries while the database cannot be reached.
 const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often somebody who waits for a migration is told that it goes on.
+const TELLS_EVERY: Duration = Duration::from_secs(5);
 
-/// Brings the database up to date.
+/// Migrations that write every row of a table, and the table.
+const REWRITES: [(i64, &str); 1] = [(2, "Message")];
+
+/// Where what is done is told, line by line.
+pub type Tell = fn(&str);
+
+/// Brings the database up to date; for the command.
 pub async fn run(database: &Database) -> anyhow::Result<()> {
+    apply_all(database, |line| println!("{line}")).await
+}
+
+async fn apply_all(database: &Database, tell: Tell) -> anyhow::Result<()> {
     let mut connection = connect(database).await?;
-    let done = apply(&mut connection, database).await;
+    let done = apply(&mut connection, database, tell).await;
     // Whatever happened: the end of the connection frees the lock.
     connection.close().await.ok();
     done
@@ -32,10 +47,13 @@ pub async fn run(database: &Database) -> anyhow::Result<()> {
 pub async fn until_done(database: &Database, stop: &Stop) -> anyhow::Result<Option<()>> {
     let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
     loop {
-        match run(database).await {
+        match apply_all(database, |line| tracing::info!("{line}")).await {
             Ok(()) => return Ok(Some(())),
             Err(error) if is_final(&error) => return Err(error),
-            Err(error) => tracing::warn!("the database cannot be migrated yet: {error:#}"),
+            Err(error) => tracing::warn!(
+                "the database cannot be migrated yet: {}",
+                shared::causes::told(error.as_ref())
+            ),
         }
         if !pause(stop, backoff.pause()).await {
             return Ok(None);
@@ -57,13 +75,19 @@ pub async fn print_status(database: &Database) -> anyhow::Result<()> {
 }
 
 async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
-    let connecting = PgConnection::connect_with(&database.options);
+    // A migration may take its time; sqlx would warn of it with its whole text.
+    let options = database.options.clone().disable_statement_logging();
+    let connecting = PgConnection::connect_with(&options);
     let connected = tokio::time::timeout(database.connect_timeout, connecting).await;
     let text = || format!("Postgres at {database} cannot be reached (DATABASE_URL)");
     connected.map_err(anyhow::Error::from).and_then(|done| Ok(done?)).with_context(text)
 }
 
-async fn apply(connection: &mut PgConnection, database: &Database) -> anyhow::Result<()> {
+async fn apply(
+    connection: &mut PgConnection,
+    database: &Database,
+    tell: Tell,
+) -> anyhow::Result<()> {
     let version: i32 = sqlx::query_scalar("SELECT current_setting('server_version_num')::int")
         .fetch_one(&mut *connection)
         .await?;
@@ -74,7 +98,67 @@ async fn apply(connection: &mut PgConnection, database: &Database) -> anyhow::Re
         return is_migrated(connection).await;
     }
     make_schema(connection, &database.schema).await?;
-    MIGRATIONS.run_direct(None, &mut *connection, false).await.context("migrating the database")
+    let applied = applied(connection).await?;
+    let pending: Vec<_> = MIGRATIONS.iter().filter(|one| !applied.contains(&one.version)).collect();
+    for migration in &pending {
+        apply_one(connection, database, migration, tell).await?;
+    }
+    // Also where nothing is to be done: what was applied must be what we know.
+    MIGRATIONS.run_direct(None, &mut *connection, false).await.context(MIGRATING)?;
+    if pending.is_empty() {
+        tell(&format!("the database is up to date: all {} migrations are applied", applied.len()));
+    }
+    Ok(())
+}
+
+/// Applies it and says so, before, meanwhile and after.
+async fn apply_one(
+    connection: &mut PgConnection,
+    database: &Database,
+    migration: &Migration,
+    tell: Tell,
+) -> anyhow::Result<()> {
+    let name = format!("{} {}", migration.version, migration.description);
+    let rows = rows_to_write(connection, database, migration.version).await?;
+    tell(
+        &rows.map_or_else(|| format!("applying {name}"), |rows| format!("applying {name}: {rows}")),
+    );
+    let started = Instant::now();
+    let mut look = tokio::time::interval(TELLS_EVERY);
+    look.tick().await;
+    let mut applying =
+        std::pin::pin!(MIGRATIONS.run_direct(Some(migration.version), &mut *connection, false));
+    loop {
+        tokio::select! {
+            done = &mut applying => break done.context(MIGRATING)?,
+            _ = look.tick() => {
+                tell(&format!("still applying {name}: {} s", started.elapsed().as_secs()));
+            }
+        }
+    }
+    tell(&format!("applied {name} in {:.1} s", started.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// What a migration does to rows that are there, in words.
+async fn rows_to_write(
+    connection: &mut PgConnection,
+    database: &Database,
+    version: i64,
+) -> anyhow::Result<Option<String>> {
+    let Some((_, table)) = REWRITES.iter().find(|(of, _)| *of == version) else { return Ok(None) };
+    // The names hold no quotes: ours is fixed, the schema's was checked when the URL was parsed.
+    let name = format!("\"{}\".\"{table}\"", database.schema);
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+        .bind(&name)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !exists {
+        return Ok(None);
+    }
+    let count = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {name}"));
+    let count: i64 = sqlx::query_scalar(count).fetch_one(&mut *connection).await?;
+    Ok(Some(format!("it writes the {count} rows of \"{table}\", which is locked meanwhile")))
 }
 
 /// Whether this role may make tables; one with fewer rights finds them made.
@@ -150,5 +234,16 @@ mod tests {
     fn both_services_mean_the_newest_migration() {
         let newest = MIGRATIONS.iter().map(|migration| migration.version).max();
         assert_eq!(newest, Some(shared::SCHEMA_VERSION));
+    }
+
+    #[test]
+    fn every_migration_that_writes_rows_tells_how_many() {
+        let writes = |migration: &Migration| {
+            let sql = migration.sql.as_str();
+            let table = sql.split("\nUPDATE \"").nth(1)?.split('"').next()?;
+            Some((migration.version, table.to_owned()))
+        };
+        let writes: Vec<_> = MIGRATIONS.iter().filter_map(writes).collect();
+        assert_eq!(writes, REWRITES.map(|(version, table)| (version, table.to_owned())));
     }
 }

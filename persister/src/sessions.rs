@@ -57,6 +57,9 @@ pub enum Command {
         /// How long, as 12h or 90d.
         #[arg(long, value_parser = parse_span)]
         older_than: Duration,
+        /// Only says which sessions it would erase, one `sessionId` a line.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -71,10 +74,10 @@ pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
     match command {
         Command::Erase { session_id } => sessions.erase(&session_id).await,
         Command::Export { session_id } => sessions.export(&session_id).await,
-        Command::Prune { older_than } => {
+        Command::Prune { older_than, dry_run } => {
             let before = OffsetDateTime::now_utc().checked_sub(older_than.try_into()?);
             let before = before.context("--older-than: longer ago than any time")?;
-            sessions.prune(before).await
+            if dry_run { sessions.list_quiet(before).await } else { sessions.prune(before).await }
         }
     }
 }
@@ -151,6 +154,23 @@ impl Sessions {
         Ok(())
     }
 
+    /// Says what [`Sessions::prune`] would erase now.
+    async fn list_quiet(&self, before: OffsetDateTime) -> anyhow::Result<()> {
+        let (mut count, mut behind) = (0, None);
+        loop {
+            let found = self.store.session_ages(behind.as_ref(), before, PAGE).await?;
+            let Some(last) = found.last() else { break };
+            for session_id in self.quiet(&found, before).await?.keys() {
+                println!("{session_id}");
+                count += 1;
+            }
+            behind = Some(last.clone());
+        }
+        let before = Timestamp::truncate(before);
+        eprintln!("would erase {count} sessions in which nothing happened since {before}");
+        Ok(())
+    }
+
     async fn prune(&self, before: OffsetDateTime) -> anyhow::Result<()> {
         let (mut erased, mut behind) = (0, None);
         loop {
@@ -175,16 +195,7 @@ impl Sessions {
         behind: Option<&SessionAge>,
         before: OffsetDateTime,
     ) -> anyhow::Result<usize> {
-        let mut last_records = BTreeMap::new();
-        for session in found.iter().filter(|session| session.is_quiet) {
-            match self.last_record(&session.session_id).await? {
-                Some(last) if last.time >= before && !last.erases => {}
-                last => {
-                    let sequence = last.map_or(0, |last| last.sequence);
-                    last_records.insert(session.session_id.clone(), sequence);
-                }
-            }
-        }
+        let last_records = self.quiet(found, before).await?;
         // What happened before the look at the log is in Postgres now or was in the log; what happens
         // after it changes the last sequence.
         let still = self.store.session_ages(behind, before, PAGE).await?;
@@ -198,6 +209,25 @@ impl Sessions {
         }
         self.done(&asked, &sessions).await?;
         Ok(sessions.len())
+    }
+
+    /// Those of a page in which nothing happened, also not in the log, with their last records' sequences.
+    async fn quiet(
+        &self,
+        found: &[SessionAge],
+        before: OffsetDateTime,
+    ) -> anyhow::Result<BTreeMap<String, u64>> {
+        let mut last_records = BTreeMap::new();
+        for session in found.iter().filter(|session| session.is_quiet) {
+            match self.last_record(&session.session_id).await? {
+                Some(last) if last.time >= before && !last.erases => {}
+                last => {
+                    let sequence = last.map_or(0, |last| last.sequence);
+                    last_records.insert(session.session_id.clone(), sequence);
+                }
+            }
+        }
+        Ok(last_records)
     }
 
     /// Asks for an erasure, where the session's last record is the expected one; `false` if it is not.

@@ -1,5 +1,6 @@
 //! What becomes of a person's data: it can be exported, it can be erased, and what is erased is gone.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -621,6 +622,12 @@ async fn a_prune_that_is_killed_goes_on_where_it_was_and_leaves_what_is_young() 
     let young = open(&client).await;
     say(&client, &young, "hello").await;
     is_stored(&stack, &young, &["hello"]).await;
+
+    let would = prints(&stack, &["prune", "--older-than", "90d", "--dry-run"]).await;
+    let would: BTreeSet<_> = would.lines().collect();
+    let gone = [&old, &empty, &odd].into_iter().flatten();
+    assert_eq!(would, gone.map(String::as_str).collect());
+    assert_eq!(left(&pool, &old).await, 900, "nothing was erased");
 
     let mut prune = command(&stack, &["prune", "--older-than", "90d"]).await;
     let mut prune = prune.stdout(Stdio::piped()).spawn().unwrap();

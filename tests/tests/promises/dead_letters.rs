@@ -417,6 +417,8 @@ async fn dead_letters_are_listed_shown_requeued_and_dropped() {
     .await;
     poisoned.prints(&["drop", &garbage]).await;
     assert_eq!(poisoned.prints(&["list"]).await, "");
+    let none = poisoned.command(&["list"]).await.stderr;
+    assert!(String::from_utf8(none).unwrap().starts_with("there are no dead letters"));
     assert!(!poisoned.command(&["show", &garbage]).await.status.success());
     assert!(!poisoned.command(&["drop", &garbage]).await.status.success());
 }

@@ -1,13 +1,14 @@
 //! The migrations run on an empty database and on one that Prisma made and the Node server filled;
 //! afterwards a Prisma client still reads and writes.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Database, JsClients, Stack, eventually};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -97,6 +98,59 @@ async fn an_empty_database_gets_the_tables_that_prisma_would_make() {
     assert_eq!(shape(&pool(ours.url()).await).await, shape(&prisma).await);
     migrate(prismas.url()).await;
     assert_eq!(shape(&pool(ours.url()).await).await, shape(&prisma).await);
+}
+
+#[tokio::test]
+async fn a_migration_tells_before_it_starts_what_it_writes_and_after_it_how_long_it_took() {
+    let database = Database::empty().await;
+    let filled = pool(database.url()).await;
+    fill(&filled).await;
+    let count: i64 =
+        sqlx::query_scalar(r#"SELECT count(*) FROM "Message""#).fetch_one(&filled).await.unwrap();
+    let output = persister(database.url(), &["migrate"]).await;
+    assert!(output.status.success(), "{output:?}");
+    let told = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = told.lines().collect();
+    let writes = format!("applying 2 log: it writes the {count} rows of \"Message\"");
+    let before = lines.iter().position(|line| line.starts_with(&writes));
+    let after =
+        lines.iter().position(|line| line.starts_with("applied 2 log in ") && line.ends_with(" s"));
+    assert!(before.is_some() && before < after, "{told}");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    let again = persister(database.url(), &["migrate"]).await;
+    let again = String::from_utf8(again.stdout).unwrap();
+    assert!(
+        again.starts_with("the database is up to date") && again.lines().count() == 1,
+        "{again}"
+    );
+}
+
+#[tokio::test]
+async fn who_waits_for_a_long_migration_is_told_that_it_goes_on() {
+    let database = Database::empty().await;
+    let pool = pool(database.url()).await;
+    fill(&pool).await;
+    // The table's lock is somebody else's, until the second line that says so.
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query(r#"LOCK TABLE "Message" IN SHARE MODE"#).execute(&mut *lock).await.unwrap();
+    let program = tokio::task::spawn_blocking(|| tests::program("persister")).await.unwrap();
+    let mut command = Command::new(program);
+    command.arg("migrate").env_clear().env("DATABASE_URL", database.url()).kill_on_drop(true);
+    command.current_dir(std::env::temp_dir()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut migrating = command.spawn().unwrap();
+    let mut lines = BufReader::new(migrating.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        tokio::time::timeout(ENDS_WITHIN, lines.next_line()).await.unwrap().unwrap().unwrap()
+    };
+    while !next().await.starts_with("applying 2 log") {}
+    for seconds in ["5 s", "10 s"] {
+        assert_eq!(next().await, format!("still applying 2 log: {seconds}"));
+    }
+    lock.rollback().await.unwrap();
+    assert!(next().await.starts_with("applied 2 log in 1"));
+    let output = tokio::time::timeout(ENDS_WITHIN, migrating.wait_with_output()).await.unwrap();
+    let output = output.unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
 
 #[tokio::test]
