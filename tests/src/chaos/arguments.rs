@@ -8,8 +8,9 @@ use super::{random, schedule};
 
 /// Breaks everything under load and looks whether a promise breaks with it.
 ///
-/// Kills, stops, freezes and cuts off gateways, persisters, NATS and Postgres as a seed says, fills the
-/// log and restores older dumps, while real clients talk. Ends at once with what broke, or after all
+/// Kills, stops, freezes and cuts off gateways, persisters, NATS and Postgres as a seed says, fills the log,
+/// puts foreign records into it, puts older logs and dumps back, steps the clock of the leases, deletes
+/// sessions by SQL, while real clients talk. Ends at once with what broke, or after all
 /// was mended with a table.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "cargo chaos")]

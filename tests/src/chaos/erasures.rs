@@ -1,5 +1,6 @@
 //! Sessions that are erased while both sides talk in them and everything breaks: nothing of them may be
-//! left, and nobody may say anything in them any more.
+//! left, and nobody may say anything in them any more. Some are deleted by SQL, of which the log knows
+//! nothing: what it holds of them must not bring them back.
 
 use std::process::Output;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use shared::ids::SessionId;
 use shared::partition::PartitionCount;
 use shared::request::Request;
 use shared::subjects;
+use sqlx::PgPool;
 use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -26,8 +28,9 @@ use super::random::Random;
 use super::socket::{Packet, Socket, Way};
 use super::world::{Phase, World, count};
 
-/// Sessions of this kind at a time. The first is erased at the command line, the others over HTTP.
-const SLOTS: u64 = 3;
+/// Sessions of this kind at a time. The first is erased at the command line, the second deleted by SQL, the
+/// others erased over HTTP.
+const SLOTS: u64 = 4;
 /// How long is talked before it is asked for the end, in milliseconds.
 const TALKS_MS: (u64, u64) = (2_000, 12_000);
 /// How long is talked on behind it.
@@ -42,6 +45,20 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(9);
 const COMMAND_WITHIN: Duration = Duration::from_secs(20);
 /// What is said here and nowhere else.
 const SECRET: &str = "a confession";
+
+const DELETE_MESSAGES: &str = r#"
+    DELETE FROM "Message" m USING "ChatSession" s
+    WHERE s."id" = m."chatSessionId" AND s."sessionId" = ANY ($1)"#;
+const DELETE_SESSIONS: &str = r#"DELETE FROM "ChatSession" WHERE "sessionId" = ANY ($1)"#;
+const IS_REMEMBERED: &str = r#"SELECT EXISTS (SELECT FROM "ErasedSession" WHERE "digest" = sha256(convert_to($1, 'UTF8')))"#;
+
+/// How a session is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Means {
+    Command,
+    Sql,
+    Http,
+}
 
 /// A session on its way to its end.
 struct Doomed {
@@ -73,7 +90,14 @@ async fn slot(world: Arc<World>, number: u64) {
             sleep(AGAIN).await;
             continue;
         };
-        world.add_erased(&session);
+        let means = match number {
+            0 => Means::Command,
+            1 => Means::Sql,
+            _ => Means::Http,
+        };
+        if means != Means::Sql {
+            world.add_erased(&session);
+        }
         let doomed = Doomed {
             world: Arc::clone(&world),
             session,
@@ -84,7 +108,7 @@ async fn slot(world: Arc<World>, number: u64) {
         tokio::join!(
             doomed.visitor(socket, turn),
             doomed.agent(turn),
-            doomed.end(talks, number == 0, turn)
+            doomed.end(talks, means, turn)
         );
     }
 }
@@ -143,7 +167,7 @@ impl Doomed {
     }
 
     /// Asks for the end until it is taken; both sides talk on for a while.
-    async fn end(&self, talks: Duration, by_command: bool, mut turn: usize) {
+    async fn end(&self, talks: Duration, means: Means, mut turn: usize) {
         let until = Instant::now() + talks;
         while Instant::now() < until && *self.world.phase.borrow() == Phase::Talking {
             sleep(AGAIN).await;
@@ -151,8 +175,11 @@ impl Doomed {
         loop {
             turn += 1;
             let before = self.asked.swap(true, Ordering::Relaxed);
-            let ended =
-                if by_command { self.command().await } else { self.delete(turn, before).await };
+            let ended = match means {
+                Means::Command => self.command().await,
+                Means::Sql => Ok(self.delete_by_sql().await.unwrap_or(false)),
+                Means::Http => self.delete(turn, before).await,
+            };
             match ended {
                 Ok(true) => break,
                 Ok(false) => sleep(AGAIN).await,
@@ -181,6 +208,17 @@ impl Doomed {
         }
     }
 
+    /// Whether it is deleted; not while it is not stored yet, nor where a message came between the two.
+    async fn delete_by_sql(&self) -> Result<bool> {
+        self.world.add_deleted(&self.session);
+        let pool = self.world.stack.pool();
+        if delete(&pool, std::slice::from_ref(&self.session)).await? > 0 {
+            return Ok(true);
+        }
+        // Deleted already, after a restore.
+        Ok(sqlx::query_scalar(IS_REMEMBERED).bind(&self.session).fetch_one(&pool).await?)
+    }
+
     async fn command(&self) -> Result<bool, Broken> {
         let stack = &self.world.stack;
         let mut command = Command::new(Binaries::get().path("persister"));
@@ -201,6 +239,24 @@ impl Doomed {
     }
 }
 
+/// Deletes sessions as somebody would who knows only Prisma's tables; how many there were.
+async fn delete(pool: &PgPool, sessions: &[String]) -> sqlx::Result<u64> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query(DELETE_MESSAGES).bind(sessions).execute(&mut *transaction).await?;
+    let deleted = sqlx::query(DELETE_SESSIONS).bind(sessions).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(deleted.rows_affected())
+}
+
+/// A dump from before a session was deleted by SQL has it still, and nothing in the log says otherwise:
+/// whoever restores the dump deletes it again.
+pub(super) async fn delete_again(world: &World) {
+    // Not through the pool's connections, which ended with the database that they were of.
+    while delete(&world.stack.pool(), &world.deleted()).await.is_err() {
+        sleep(AGAIN).await;
+    }
+}
+
 /// Says something over HTTP; the status, and the code of the error.
 async fn answer(gateway: &Service, session: &str) -> Result<(StatusCode, Option<String>)> {
     let url = gateway.url(&format!("/api/chats/{session}/messages"));
@@ -213,7 +269,8 @@ async fn answer(gateway: &Service, session: &str) -> Result<(StatusCode, Option<
 
 /// What is left of erased sessions, once all is quiet.
 pub(super) async fn judge(world: &World) -> Result<Vec<Broken>> {
-    let sessions = world.erased();
+    let (erased, deleted) = (world.erased(), world.deleted());
+    let sessions = [erased.clone(), deleted.clone()].concat();
     let mut broken = Vec::new();
     let left = r#"
         SELECT (SELECT count(*) FROM "ChatSession" WHERE "sessionId" = ANY ($1)),
@@ -228,7 +285,10 @@ pub(super) async fn judge(world: &World) -> Result<Vec<Broken>> {
     let jetstream = async_nats::jetstream::new(world.stack.nats_client().await);
     let (log, partitions) = shared::log::find(&jetstream).await?;
     for (number, session) in sessions.iter().enumerate() {
-        if let Some(text) = left_in_log(&log, partitions, session).await? {
+        // What is deleted by SQL stays in the log until it is trimmed.
+        if erased.contains(session)
+            && let Some(text) = left_in_log(&log, partitions, session).await?
+        {
             broken.push(Broken::new(Promise::Erased, format!("session {session}: {text}")));
         }
         let gateways = world.stack.gateways();

@@ -13,7 +13,10 @@ use tokio::time::{sleep, sleep_until};
 use crate::{Link, Service, Stack};
 
 use super::broken::{Broken, Promise};
+use super::erasures;
 use super::fill;
+use super::foreign;
+use super::older_log::OlderLog;
 use super::restore::Dumps;
 use super::schedule::{Fault, Target, What};
 use super::world::{Leave, World};
@@ -78,6 +81,9 @@ impl Faults {
         if what == What::Restore {
             return self.restore(number, lasts).await;
         }
+        if let What::OlderLog { late_ms } = what {
+            return self.put_older_log_back(what, lasts, Duration::from_millis(late_ms)).await;
+        }
         let _held = self.hold(self.targets(what)).await;
         let span = self.world.spans.begin(what);
         match what {
@@ -90,7 +96,9 @@ impl Faults {
             What::Leave { percent, salt } => {
                 self.world.leave.send_replace(Leave::new(percent, salt, lasts));
             }
-            What::Restore => {}
+            What::ClockStep(target) => self.step_clock_back(target, lasts).await?,
+            What::Foreign { count, salt } => foreign::put(&self.world, count, salt).await?,
+            What::Restore | What::OlderLog { .. } => {}
         }
         self.world.spans.end(span);
         if self.world.arguments.postgres_away.is_some() {
@@ -229,12 +237,44 @@ impl Faults {
         let _held = self.hold([Target::Postgres].into()).await;
         let span = self.world.spans.begin(What::Restore);
         self.dumps.put_back(dump).await?;
+        erasures::delete_again(&self.world).await;
         // Some come back while what they have seen is not stored again yet.
         for pause in RETURNS_MS {
             sleep(Duration::from_millis(pause)).await;
             self.world.leave.send_replace(Leave::new(RETURN_PERCENT, pause, Duration::ZERO));
         }
         self.world.spans.end(span);
+        Ok(())
+    }
+
+    async fn put_older_log_back(&self, what: What, age: Duration, late: Duration) -> Result<()> {
+        let taken = tokio::time::Instant::now();
+        let copy = {
+            let _held = self.hold([Target::Nats].into()).await;
+            OlderLog::copy(&self.world).await?
+        };
+        sleep_until(taken + age).await;
+        let _held = self.hold(self.processes.keys().copied().collect()).await;
+        let span = self.world.spans.begin(what);
+        copy.put_back(&self.world, late).await?;
+        self.world.spans.end(span);
+        Ok(())
+    }
+
+    /// Kills an owner, and moves all leases as a clock would that steps back; the others must take what it had
+    /// all the same.
+    async fn step_clock_back(&self, target: Target, lasts: Duration) -> Result<()> {
+        let stack = &self.world.stack;
+        service(stack, target).map(Service::kill).unwrap_or_default();
+        let pool = stack.pool();
+        for moved in [
+            r#"UPDATE "LogPartition" SET "leaseUntil" = "leaseUntil" + interval '1 hour'"#,
+            r#"UPDATE "Worker" SET "aliveUntil" = "aliveUntil" + interval '1 hour'"#,
+        ] {
+            sqlx::query(moved).execute(&pool).await?;
+        }
+        sleep(lasts).await;
+        self.start(target).await;
         Ok(())
     }
 

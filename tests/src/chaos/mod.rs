@@ -2,8 +2,8 @@
 //! promise holds is looked at all the time and at the end.
 //!
 //! `schedule` decides the faults, `faults` makes them, `crowd` lets clients in, each `client` keeps
-//! account in its room's `ledger`, `verdict` compares that with what is stored. Some sessions are erased
-//! meanwhile: `erasures`.
+//! account in its room's `ledger`, `verdict` compares that with what is stored. Some sessions are erased or
+//! deleted by SQL meanwhile: `erasures`.
 
 mod arguments;
 mod broken;
@@ -12,8 +12,10 @@ mod crowd;
 mod erasures;
 mod faults;
 mod fill;
+mod foreign;
 mod javascript;
 mod ledger;
+mod older_log;
 mod outbox;
 mod random;
 mod report;
@@ -158,6 +160,7 @@ async fn play(world: &Arc<World>, dumps: Dumps, plan: Vec<Fault>) -> Result<Verd
                 "an older dump is put in place, and nobody talks who could wake the persisters"
             );
             dumps.put_back(last).await?;
+            erasures::delete_again(world).await;
         }
         anyhow::Ok(())
     };

@@ -52,7 +52,9 @@ pub(super) fn table(world: &World, verdict: &Verdict, broken: &[Broken]) -> Stri
     row("came back with `after`", read(&tally.resumed).to_string());
     row("  and were told `more`", read(&tally.mores).to_string());
     row("sessions erased", world.erased().len().to_string());
+    row("sessions deleted by SQL", world.deleted().len().to_string());
     row("  sends acked after it was asked for", read(&tally.behind_an_end).to_string());
+    row("foreign records", world.foreign().len().to_string());
     for promise in Promise::ALL {
         let count = broken.iter().filter(|broken| broken.promise == promise).count();
         row(promise.breakage(), count.to_string());

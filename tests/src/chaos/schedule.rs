@@ -1,8 +1,9 @@
 //! Which faults a run makes, and when: decided by the seed alone, before anything starts.
 //!
 //! Left out on purpose, because what was promised cannot hold in them:
-//! - a wiped log, or one that lost its tail: what was acked and not yet stored is gone (the promise says
-//!   so, and tests of their own show the rest);
+//! - a wiped log, or one that lost records that nobody stored yet: what was acked and not yet stored is gone
+//!   (the promise says so, and tests of their own show the rest). An older copy of the log is put back only
+//!   once everything is stored;
 //! - a dump older than what the log still holds: what is between them cannot be replayed. So no dump
 //!   is open while the log is filled, which makes the persisters trim it to half of its room.
 
@@ -43,6 +44,14 @@ pub(super) enum What {
     Fill { stopped: bool },
     /// A dump is taken, and put in the place of the database later.
     Restore,
+    /// A copy of the log is taken, and put in its place later, once everything is stored. The gateways go
+    /// on at once and give out its numbers a second time; the persisters come so much later.
+    OlderLog { late_ms: u64 },
+    /// The clock of Postgres's machine steps back by an hour, so that all leases lie in the future, and one
+    /// of their owners is killed.
+    ClockStep(Target),
+    /// So many records that are no requests, from somebody else, on subjects of all kinds.
+    Foreign { count: u64, salt: u64 },
     /// Clients vanish without a word and come back.
     Leave { percent: u64, salt: u64 },
 }
@@ -54,7 +63,8 @@ pub(super) struct Fault {
     pub(super) at: Duration,
     /// What happens.
     pub(super) what: What,
-    /// From its beginning until it is mended; for [`What::Restore`] the age of the dump.
+    /// From its beginning until it is mended; for [`What::Restore`] and [`What::OlderLog`] the age
+    /// of what is put back.
     pub(super) lasts: Duration,
 }
 
@@ -70,6 +80,9 @@ enum Card {
     Freeze(Link),
     Fill,
     Restore,
+    OlderLog,
+    ClockStep,
+    Foreign,
     Leave,
 }
 
@@ -81,7 +94,7 @@ enum Kind {
     Postgres,
 }
 
-const DECK: [(Card, usize); 25] = [
+const DECK: [(Card, usize); 28] = [
     (Card::Kill(Kind::Gateway), 3),
     (Card::Kill(Kind::Persister), 4),
     (Card::Kill(Kind::Nats), 2),
@@ -105,6 +118,9 @@ const DECK: [(Card, usize); 25] = [
     (Card::Freeze(Link::PersisterPostgres), 2),
     (Card::Fill, 1),
     (Card::Restore, 2),
+    (Card::OlderLog, 2),
+    (Card::ClockStep, 2),
+    (Card::Foreign, 2),
     (Card::Leave, 2),
     (Card::Leave, 1),
 ];
@@ -134,7 +150,11 @@ const NATS_STARTS: Duration = Duration::from_millis(500);
 const LOG_TRIMMED: Duration = Duration::from_secs(8);
 /// Taking a dump, and putting it in place, with Postgres undisturbed.
 const DUMP_TAKES: Duration = Duration::from_secs(6);
-/// How long what lies between a dump and now may take to be replayed.
+/// Copying the log, with NATS undisturbed.
+const COPY_TAKES: Duration = Duration::from_secs(2);
+/// Waiting until everything is stored, and putting the copy in place: sends are refused so long.
+const SWAP_TAKES: Duration = Duration::from_secs(3);
+/// How long what lies between a dump and now may take to be replayed, and an older log to be read anew.
 const REPLAY_TAKES: Duration = Duration::from_secs(15);
 /// After a full log no dump is taken until what filled it is trimmed.
 const FILL_LINGERS: Duration = Duration::from_secs(30);
@@ -289,6 +309,20 @@ impl Plan {
             }
             Card::Fill => (What::Fill { stopped: random.chance(50) }, random.between(2_000, 4_000)),
             Card::Restore => (What::Restore, random.between(8_000, 35_000)),
+            // Young enough that the gateways may give out all of its lost numbers before a persister looks.
+            Card::OlderLog => {
+                let late = if random.chance(50) { 0 } else { 500 + random.below(3_500) };
+                (What::OlderLog { late_ms: late }, random.between(300, 5_000))
+            }
+            // Longer than a takeover may take: it must come while the owner is gone.
+            Card::ClockStep => (
+                What::ClockStep(Target::Persister(random.index(persisters))),
+                random.between(6_000, 10_000),
+            ),
+            Card::Foreign => {
+                let (count, salt) = (50 + random.below(150), random.next());
+                (What::Foreign { count, salt }, Duration::ZERO)
+            }
             Card::Leave => {
                 let (percent, salt) = (10 + random.below(50), random.next());
                 (What::Leave { percent, salt }, random.between(100, 15_000))
@@ -358,6 +392,16 @@ impl Plan {
                 (Target::Postgres, end, end + DUMP_TAKES),
                 (Target::Log, at, end + REPLAY_TAKES),
             ],
+            What::OlderLog { late_ms } => {
+                let back = end + SWAP_TAKES + Duration::from_millis(late_ms) + SETTLE;
+                let services = (0..self.gateways)
+                    .map(Target::Gateway)
+                    .chain((0..self.persisters).map(Target::Persister));
+                let busy = services.chain([Target::Nats, Target::Postgres]);
+                let copied = [(Target::Nats, at, at + COPY_TAKES)];
+                let log = [(Target::Log, at, end + REPLAY_TAKES)];
+                busy.map(|target| (target, end, back)).chain(copied).chain(log).collect()
+            }
             _ => what.targets().into_iter().map(|target| (target, at, end + SETTLE)).collect(),
         }
     }
@@ -370,6 +414,7 @@ fn log_away(fault: &Fault) -> Duration {
             fault.lasts + NATS_STARTS
         }
         What::Fill { .. } => fault.lasts + LOG_TRIMMED,
+        What::OlderLog { .. } => SWAP_TAKES + NATS_STARTS,
         _ => Duration::ZERO,
     }
 }
@@ -390,7 +435,12 @@ impl What {
                 Link::GatewayNats | Link::GatewayPostgres => Target::Gateway(index),
                 Link::PersisterNats | Link::PersisterPostgres => Target::Persister(index),
             },
-            Self::Fill { .. } | Self::Restore | Self::Leave { .. } => return BTreeSet::new(),
+            // The clock is that of Postgres's machine, and its leases are moved there.
+            Self::ClockStep(target) => return [target, Target::Postgres].into(),
+            Self::Foreign { .. } => Target::Nats,
+            Self::Fill { .. } | Self::Restore | Self::OlderLog { .. } | Self::Leave { .. } => {
+                return BTreeSet::new();
+            }
         };
         [target].into()
     }
@@ -439,6 +489,12 @@ impl fmt::Display for What {
             Self::Fill { stopped: true } => f.write_str("fill log, persisters stopped"),
             Self::Fill { stopped: false } => f.write_str("fill log, persisters paused"),
             Self::Restore => f.write_str("restore dump"),
+            Self::OlderLog { late_ms: 0 } => f.write_str("put older log back"),
+            Self::OlderLog { late_ms } => {
+                write!(f, "put older log back, persisters late by ms {late_ms}")
+            }
+            Self::ClockStep(target) => write!(f, "step clock back, kill {target}"),
+            Self::Foreign { count, .. } => write!(f, "foreign records {count}"),
             Self::Leave { percent, .. } => write!(f, "leave of clients {percent}%"),
         }
     }
@@ -498,7 +554,7 @@ mod tests {
             let plan = plan(&arguments(seed));
             assert!(plan.len() >= 100, "seed {seed}: {}", plan.len());
             let kinds: BTreeSet<_> = plan.iter().map(|fault| fault.what.kind()).collect();
-            assert!(kinds.len() >= 22, "seed {seed}: {kinds:?}");
+            assert!(kinds.len() >= 25, "seed {seed}: {kinds:?}");
         }
     }
 

@@ -187,13 +187,16 @@ impl Span {
     fn excuses(&self) -> Duration {
         match self.what {
             What::Stop(Target::Persister(_)) => HANDOVER,
-            What::Kill(Target::Persister(_))
+            What::ClockStep(_)
+            | What::Kill(Target::Persister(_))
             | What::Pause(Target::Persister(_))
             | What::Cut(Link::PersisterNats | Link::PersisterPostgres, _)
             | What::Freeze(Link::PersisterNats | Link::PersisterPostgres, _) => TAKEOVER,
             What::Restore => self.lasted() + REPLAY,
             What::Fill { .. } => self.lasted() + TAKEOVER,
-            What::Leave { .. } => Duration::ZERO,
+            // The whole log is read anew.
+            What::OlderLog { .. } => self.lasted() + TAKEOVER + REPLAY,
+            What::Foreign { .. } | What::Leave { .. } => Duration::ZERO,
             _ => self.lasted() + RESUMES,
         }
     }

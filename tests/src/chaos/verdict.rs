@@ -54,7 +54,7 @@ pub(super) async fn judge(world: &World) -> Result<Verdict> {
         let gateway = &world.stack.gateways()[number % world.stack.gateways().len()];
         verdict.broken.extend(judge_history(gateway, &room, &rows).await?);
     }
-    verdict.foreign(&pool).await?;
+    verdict.foreign(world, &pool).await?;
     verdict.broken.extend(erasures::judge(world).await?.into_iter().take(TOLD));
     verdict.panics(world)?;
     Ok(verdict)
@@ -62,16 +62,19 @@ pub(super) async fn judge(world: &World) -> Result<Verdict> {
 
 impl Verdict {
     /// Nothing else is stored, and nothing of ours was set aside.
-    async fn foreign(&mut self, pool: &PgPool) -> Result<()> {
+    async fn foreign(&mut self, world: &World, pool: &PgPool) -> Result<()> {
         let all: i64 =
             sqlx::query_scalar(r#"SELECT count(*) FROM "Message""#).fetch_one(pool).await?;
         if all.unsigned_abs() != self.stored {
             let text = format!("{all} messages are stored, and {} in our sessions", self.stored);
             self.broken.push(Broken::new(Promise::NothingTwice, text));
         }
-        let dead = r#"SELECT count(*) FROM "DeadLetter" WHERE NOT starts_with(encode("payload", 'escape'), $1)"#;
+        let dead = r#"
+            SELECT count(*) FROM "DeadLetter"
+            WHERE NOT starts_with(encode("payload", 'escape'), $1) AND "subject" <> ALL ($2)"#;
         let mark = String::from_utf8_lossy(fill::MARK).into_owned();
-        self.dead = sqlx::query_scalar(dead).bind(mark).fetch_one(pool).await?;
+        let foreign = world.foreign();
+        self.dead = sqlx::query_scalar(dead).bind(mark).bind(foreign).fetch_one(pool).await?;
         if self.dead > 0 {
             let text = format!("{} requests were set aside as dead letters", self.dead);
             self.broken.push(Broken::new(Promise::Stored, text));

@@ -49,6 +49,10 @@ pub(super) struct World {
     rooms: Mutex<Vec<Arc<Room>>>,
     /// Sessions that are erased in this run.
     erased: Mutex<Vec<String>>,
+    /// Sessions that are deleted by SQL in this run.
+    deleted: Mutex<Vec<String>>,
+    /// Subjects on which somebody else put records that are no requests.
+    foreign: Mutex<Vec<String>>,
     recoveries: Mutex<Vec<Duration>>,
     drained: Mutex<Option<Duration>>,
     /// Processes that were asked to stop and said that they could not do it well.
@@ -84,6 +88,8 @@ impl World {
             broken: watch::Sender::default(),
             rooms: Mutex::default(),
             erased: Mutex::default(),
+            deleted: Mutex::default(),
+            foreign: Mutex::default(),
             recoveries: Mutex::default(),
             drained: Mutex::default(),
             unclean: Mutex::default(),
@@ -110,6 +116,27 @@ impl World {
 
     pub(super) fn erased(&self) -> Vec<String> {
         lock(&self.erased).clone()
+    }
+
+    /// A session that is to be deleted by SQL.
+    pub(super) fn add_deleted(&self, session: &str) {
+        let mut deleted = lock(&self.deleted);
+        if !deleted.iter().any(|known| known == session) {
+            deleted.push(session.to_owned());
+        }
+    }
+
+    pub(super) fn deleted(&self) -> Vec<String> {
+        lock(&self.deleted).clone()
+    }
+
+    /// Somebody else put a record on this subject.
+    pub(super) fn add_foreign(&self, subject: &str) {
+        lock(&self.foreign).push(subject.to_owned());
+    }
+
+    pub(super) fn foreign(&self) -> Vec<String> {
+        lock(&self.foreign).clone()
     }
 
     /// A full log takes sends again, so long after the persisters were back.
