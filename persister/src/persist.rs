@@ -233,30 +233,32 @@ impl Persister {
         match self.commit(term, &batch::prepare(records), stop).await? {
             Outcome::Settled(all) => Ok(all),
             Outcome::Refused(error) => {
-                tracing::warn!(%error, records = records.len(), "Postgres refuses a batch, trying each record alone");
-                self.store_each(term, records, stop).await
+                tracing::warn!(%error, records = records.len(), "Postgres refuses a batch, looking for the records");
+                self.store_halves(term, records, stop).await
             }
         }
     }
 
-    async fn store_each(
+    /// Halves what Postgres refuses until what it refuses is one record, which is set aside: its neighbours
+    /// cost a few statements more, and not one each.
+    async fn store_halves(
         &self,
         term: &mut Term,
         records: &[Record],
         stop: &Stop,
     ) -> anyhow::Result<bool> {
-        for record in records {
-            let alone = batch::prepare(std::slice::from_ref(record));
-            let settled = match self.commit(term, &alone, stop).await? {
-                Outcome::Settled(all) => all,
-                Outcome::Refused(error) => {
-                    let reject = batch::reject(record.clone(), &error.to_string());
-                    match self.commit(term, &reject, stop).await? {
-                        Outcome::Settled(all) => all,
-                        Outcome::Refused(error) => {
-                            return Err(error).context("Postgres takes no dead letter");
-                        }
-                    }
+        let mut left = vec![records];
+        while let Some(records) = left.pop() {
+            let settled = match (self.commit(term, &batch::prepare(records), stop).await?, records)
+            {
+                (Outcome::Settled(all), _) => all,
+                (Outcome::Refused(error), [record]) => {
+                    self.set_aside(term, record, &error, stop).await?
+                }
+                (Outcome::Refused(_), _) => {
+                    let (first, rest) = records.split_at(records.len() / 2);
+                    left.extend([rest, first]);
+                    true
                 }
             };
             if !settled {
@@ -264,6 +266,20 @@ impl Persister {
             }
         }
         Ok(true)
+    }
+
+    async fn set_aside(
+        &self,
+        term: &mut Term,
+        record: &Record,
+        error: &sqlx::Error,
+        stop: &Stop,
+    ) -> anyhow::Result<bool> {
+        let reject = batch::reject(record.clone(), &error.to_string());
+        match self.commit(term, &reject, stop).await? {
+            Outcome::Settled(all) => Ok(all),
+            Outcome::Refused(error) => Err(error).context("Postgres takes no dead letter"),
+        }
     }
 
     /// Commits until Postgres takes or refuses it, or the partitions are no longer ours.

@@ -142,7 +142,7 @@ async fn find(
     known: Fingerprint,
 ) -> Result<Found, async_nats::Error> {
     if let Some(record) = record(log, known.sequence).await? {
-        let partition = subjects::parse(&record.subject).map(|(partition, _)| partition);
+        let partition = subjects::partition_of(&record.subject);
         return Ok(Found::Record { partition, time: record.time });
     }
     let behind = first_record(log, ALL_REQUESTS, known.sequence + 1).await?;

@@ -183,6 +183,32 @@ async fn poison_among_good_records_takes_none_of_them_with_it() {
     assert_eq!(payloads, wanted);
 }
 
+/// Or anybody who puts one into each batch would have every record stored by a statement of its own.
+#[tokio::test]
+async fn a_record_that_postgres_refuses_costs_its_neighbours_a_few_statements() {
+    let mut poisoned = Poisoned::start().await;
+    let subject = poisoned.subject.clone();
+    poisoned.stack.persister(0).kill();
+    let said: Vec<_> = (0..400).map(|number| number.to_string()).collect();
+    for (number, said) in said.iter().enumerate() {
+        if number == 123 {
+            poisoned.publish(&subject, message('a', "U+0000: \u{0}")).await;
+        }
+        let id = format!("c{number:024}");
+        let record = message('a', said).replace(&format!("c{}", "a".repeat(24)), &id);
+        poisoned.publish(&subject, record).await;
+    }
+    poisoned.stack.persister(0).start().await;
+    poisoned.said(&said.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    poisoned.set_aside(1).await;
+    let url = poisoned.stack.persister(0).ops_url("/metrics");
+    let metrics = poisoned.stack.http().get(url).send().await.unwrap().text().await.unwrap();
+    let name = "chat_persister_commit_seconds_count ";
+    let statements = metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    let statements: u32 = statements.trim().parse().unwrap();
+    assert!(statements < 60, "{statements} statements");
+}
+
 #[tokio::test]
 async fn a_record_of_no_session_is_set_aside_and_those_beside_it_are_stored() {
     let mut poisoned = Poisoned::start().await;

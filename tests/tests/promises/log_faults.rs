@@ -254,6 +254,29 @@ async fn an_erased_or_trimmed_record_makes_no_other_log() {
     assert!(!logs.contains("is not the log") && !logs.contains("are lost"), "{logs}");
 }
 
+/// It has the partition of its subject, and no session: it was set aside, and its offset is as good as any.
+#[tokio::test]
+async fn an_offset_at_a_record_that_was_set_aside_makes_no_other_log() {
+    let chat = Chat::begin(Stack::start().await).await;
+    chat.say("before").await;
+    let jetstream = async_nats::jetstream::new(chat.stack.nats_client().await);
+    for partition in 0..16 {
+        let subject = format!("chat.requests.{partition}.nobody");
+        jetstream.publish(subject, "garbage".into()).await.unwrap().await.unwrap();
+    }
+    eventually(SOON, "the records are set aside", async || {
+        let dead = r#"SELECT count(*) FROM "DeadLetter""#;
+        sqlx::query_scalar::<_, i64>(dead).fetch_one(&chat.stack.pool()).await.unwrap() == 16
+    })
+    .await;
+    chat.stack.persister(0).kill();
+    chat.stack.persister(0).start().await;
+    chat.say("after").await;
+    chat.is_stored(&["before".into(), "after".into()]).await;
+    let logs = chat.stack.persister(0).logs();
+    assert!(!logs.contains("is not the log"), "{logs}");
+}
+
 /// Times that the persisters read the log anew.
 async fn terms(stack: &Stack) -> Vec<u64> {
     let mut terms = Vec::new();
