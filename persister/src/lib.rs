@@ -15,6 +15,7 @@ pub mod migrate;
 pub mod ops;
 pub mod ownership;
 pub mod persist;
+pub mod progress;
 pub mod reader;
 pub mod sessions;
 pub mod store;
@@ -33,6 +34,7 @@ use crate::config::Config;
 use crate::lag::LagWatch;
 use crate::metrics::METRICS;
 use crate::ownership::Ownership;
+use crate::progress::ProgressWatch;
 use crate::store::Store;
 
 /// Runs a persister until it is stopped: migrates, takes its share of the partitions, stores. A task that ends
@@ -72,7 +74,8 @@ async fn store_all(config: Config, worker: Uuid, needs: Needs, stop: Stop) -> an
     };
 
     let (ownership, owned) = Ownership::new(store.clone(), nats.clone());
-    readiness.follow(owned.clone());
+    let (progress, waiting) = ProgressWatch::new(store.clone(), log.clone(), owned.clone());
+    readiness.follow(owned.clone(), waiting);
     let trimmer = trim::Trimmer::new(store.clone(), log.clone(), owned.clone(), config.log_keep);
     let lag = LagWatch::new(store.clone(), nats.clone(), log.clone(), owned.clone());
     let persister = persist::Persister::new(store, jetstream, config.log, owned, disturbances);
@@ -84,7 +87,8 @@ async fn store_all(config: Config, worker: Uuid, needs: Needs, stop: Stop) -> an
             goes_on("the leases", stop, ownership.run(stop)),
             goes_on("the storing", stop, persister.run(stop)),
             goes_on("the trimming", stop, trimmer.run(stop)),
-            goes_on("the watch over the lag", stop, lag.run(stop))
+            goes_on("the watch over the lag", stop, lag.run(stop)),
+            goes_on("the watch over the progress", stop, progress.run(stop))
         )?;
         // After the last batch, and after the last look that could take a partition again.
         ownership.leave().await;

@@ -70,6 +70,10 @@ pub struct Metrics {
     pub log_replaced: Counter,
     /// Stretches that were gone before they were stored.
     pub log_gaps: Counter,
+    /// Whether records wait and nothing is stored.
+    pub stalled: Gauge,
+    /// Whether Postgres writes to the disk what it commits.
+    pub postgres_fsync: Gauge,
     /// Postgres and NATS.
     pub connections: Connections,
 }
@@ -142,6 +146,14 @@ impl Metrics {
             log_gaps: all.add(
                 "log_gaps",
                 "Stretches of a partition that were gone from the log before they were stored",
+            ),
+            stalled: all.add(
+                "stalled",
+                "Whether records wait and nothing was stored for 10 s; /ready answers 503 then",
+            ),
+            postgres_fsync: all.add(
+                "postgres_fsync",
+                "Whether Postgres runs with fsync = on; without it a power cut loses what was stored",
             ),
             connections: Connections::new(&mut all),
             catalogue: all,

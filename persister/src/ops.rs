@@ -17,7 +17,8 @@ use tokio::net::TcpListener;
 
 use crate::metrics::METRICS;
 use crate::ownership::Owned;
-use crate::store::Store;
+use crate::progress::{self, Waiting};
+use crate::store::{NOT_DURABLE, Store};
 
 /// Longest wait for Postgres before it counts as away.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,30 +28,37 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Readiness {
     client: async_nats::Client,
     store: Store,
-    owned: Arc<OnceLock<Owned>>,
+    work: Arc<OnceLock<(Owned, Waiting)>>,
     stop: Stop,
 }
 
 impl Readiness {
     /// Depends on these two, from [`Readiness::follow`] until the stop.
     pub fn new(client: async_nats::Client, store: Store, stop: Stop) -> Self {
-        Self { client, store, owned: Arc::default(), stop }
+        Self { client, store, work: Arc::default(), stop }
     }
 
-    /// From now on it looks for its share.
-    pub fn follow(&self, owned: Owned) {
-        self.owned.set(owned).ok();
+    /// From now on it looks for its share, and stores.
+    pub fn follow(&self, owned: Owned, waiting: Waiting) {
+        self.work.set((owned, waiting)).ok();
     }
 
     async fn report(&self) -> Report {
-        let ping = tokio::time::timeout(PING_TIMEOUT, self.store.ping()).await;
-        let postgres = ping.is_ok_and(|ping| ping.is_ok()) && !self.store.is_waiting();
+        let asked = tokio::time::timeout(PING_TIMEOUT, self.store.is_durable()).await;
+        let durable = asked.ok().and_then(Result::ok);
+        let postgres = durable.is_some() && !self.store.is_waiting();
         let nats = self.client.connection_state() == State::Connected;
+        let stalled = self.work.get().and_then(|(_, waiting)| progress::fault(waiting));
+        if let Some(durable) = durable {
+            METRICS.postgres_fsync.set(durable.into());
+        }
         Report::new(self.phase(), vec![("postgres", postgres), ("nats", nats)])
+            .with_fault(stalled)
+            .with_warning((durable == Some(false)).then(|| NOT_DURABLE.to_owned()))
     }
 
     fn phase(&self) -> Phase {
-        match self.owned.get() {
+        match self.work.get() {
             _ if self.stop.is_cancelled() => Phase::Stopping,
             Some(_) => Phase::Serving,
             None => Phase::Starting,
@@ -62,7 +70,7 @@ impl Readiness {
         METRICS.connections.set_pool(self.store.pool());
         METRICS.connections.set_report(&self.report().await);
         METRICS.connections.set_nats(&self.client);
-        let owned = self.owned.get().map_or(0, |owned| owned.borrow().len());
+        let owned = self.work.get().map_or(0, |(owned, _)| owned.borrow().len());
         METRICS.partitions_owned.set(i64::try_from(owned).unwrap_or(i64::MAX));
     }
 }

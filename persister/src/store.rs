@@ -399,6 +399,12 @@ const THIN_OUT: &str = r#"
         OFFSET $2 LIMIT $2
     ))"#;
 
+/// What an operator is told whose Postgres does not sync.
+pub const NOT_DURABLE: &str =
+    "Postgres runs with fsync = off: a power cut loses what was stored and acknowledged";
+
+const IS_DURABLE: &str = "SELECT current_setting('fsync')::bool";
+
 /// How far every partition is stored.
 const STORED: &str = r#"SELECT "partition", "sequence" FROM "LogPartition""#;
 
@@ -674,7 +680,11 @@ impl Store {
             .options
             .clone()
             .application_name("chat-persister")
-            .options([("statement_timeout", STATEMENT_TIMEOUT_MS.to_string())]);
+            // What is announced as stored must survive a power cut, whatever is the default for others.
+            .options([
+                ("statement_timeout", STATEMENT_TIMEOUT_MS.to_string()),
+                ("synchronous_commit", "on".to_owned()),
+            ]);
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -698,9 +708,9 @@ impl Store {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Whether Postgres answers.
-    pub async fn ping(&self) -> sqlx::Result<()> {
-        answered(sqlx::query("SELECT 1").execute(&self.pool)).await.map(drop)
+    /// Whether what Postgres commits is on its disk then; an error if it does not answer.
+    pub async fn is_durable(&self) -> sqlx::Result<bool> {
+        answered(sqlx::query_scalar(IS_DURABLE).fetch_one(&self.pool)).await
     }
 
     /// Makes the rows of the partitions as soon as Postgres answers. `None` if the stop came first.
@@ -711,6 +721,9 @@ impl Store {
             if !pause(stop, backoff.pause()).await {
                 return None;
             }
+        }
+        if self.is_durable().await.is_ok_and(|durable| !durable) {
+            tracing::warn!("{NOT_DURABLE}");
         }
         Some(())
     }

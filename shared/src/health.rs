@@ -27,17 +27,34 @@ pub enum Phase {
 pub struct Report {
     phase: Phase,
     dependencies: Vec<(&'static str, bool)>,
+    faults: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Report {
     /// The phase, and whether each dependency answers.
     pub fn new(phase: Phase, dependencies: Vec<(&'static str, bool)>) -> Self {
-        Self { phase, dependencies }
+        Self { phase, dependencies, faults: Vec::new(), warnings: Vec::new() }
+    }
+
+    /// The same, and what else keeps it from its work although everything answers.
+    #[must_use]
+    pub fn with_fault(mut self, fault: Option<String>) -> Self {
+        self.faults.extend(fault);
+        self
+    }
+
+    /// The same, and what an operator should know although it is ready.
+    #[must_use]
+    pub fn with_warning(mut self, warning: Option<String>) -> Self {
+        self.warnings.extend(warning);
+        self
     }
 
     /// Whether it does its work and everything answers.
     pub fn is_ready(&self) -> bool {
-        self.phase == Phase::Serving && self.dependencies.iter().all(|(_, up)| *up)
+        let everything_answers = self.dependencies.iter().all(|(_, up)| *up);
+        self.phase == Phase::Serving && everything_answers && self.faults.is_empty()
     }
 
     /// What it depends on, and whether that answers.
@@ -46,7 +63,7 @@ impl Report {
     }
 }
 
-/// A line for the phase and one for each dependency.
+/// A line for the phase and one for each dependency, fault and warning.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let phase = match self.phase {
@@ -57,6 +74,12 @@ impl fmt::Display for Report {
         writeln!(f, "service: {phase}")?;
         for (dependency, up) in &self.dependencies {
             writeln!(f, "{dependency}: {}", if *up { "ok" } else { "unavailable" })?;
+        }
+        for fault in &self.faults {
+            writeln!(f, "fault: {fault}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
         }
         Ok(())
     }
@@ -108,5 +131,9 @@ mod tests {
         let lacking = report(Phase::Serving, false);
         assert!(!lacking.is_ready());
         assert_eq!(lacking.to_string(), "service: serving\npostgres: ok\nnats: unavailable\n");
+        let warned = report(Phase::Serving, true).with_warning(Some("it is late".into()));
+        assert!(warned.is_ready() && warned.to_string().ends_with("warning: it is late\n"));
+        let stalled = warned.with_fault(Some("nothing moves".into()));
+        assert!(!stalled.is_ready() && stalled.to_string().contains("fault: nothing moves\n"));
     }
 }

@@ -33,6 +33,7 @@ mod openapi;
 mod order;
 mod outages;
 mod ownership;
+mod progress;
 mod resume;
 mod rights;
 mod roles;

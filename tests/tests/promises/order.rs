@@ -213,8 +213,9 @@ async fn a_persister_that_is_killed_again_and_again_loses_nothing_and_stores_not
 
 #[tokio::test]
 async fn a_partition_that_another_worker_takes_for_a_while_stalls_no_other_and_is_not_forgotten() {
-    const TAKE: &str = r#"UPDATE "LogPartition" SET "owner" = gen_random_uuid(),
-        "leaseUntil" = now() + interval '1 hour' WHERE "partition" = $1"#;
+    const TAKE: &str = r#"UPDATE "LogPartition" SET "owner" = '11111111-1111-4111-8111-111111111111',
+        "leaseUntil" = now() + interval '2 seconds' WHERE "partition" = $1"#;
+    const RENEWED_EVERY: Duration = Duration::from_millis(200);
     const FREE: &str = r#"UPDATE "LogPartition" SET "leaseUntil" = now() WHERE "partition" = $1"#;
     /// Some of these whiles are shorter than the pause between two looks at the leases.
     const WHILES: usize = 4;
@@ -229,15 +230,28 @@ async fn a_partition_that_another_worker_takes_for_a_while_stalls_no_other_and_i
         flood.sessions.iter().cloned().partition(|(subject, _)| partition(subject) == taken);
     for round in 0..WHILES {
         sqlx::query(TAKE).bind(taken).execute(&pool).await.unwrap();
-        flood.publish(SESSIONS * EACH).await;
-        for (_, session) in &ours {
-            eventually(SOON, "the other partitions go on", async || {
-                stored_ids(&pool, session).await.len() == (round + 1) * EACH
-            })
-            .await;
-        }
-        for (_, session) in &theirs {
-            assert_eq!(stored_ids(&pool, session).await.len(), round * EACH);
+        let renews = async {
+            let mut renewal = tokio::time::interval(RENEWED_EVERY);
+            loop {
+                renewal.tick().await;
+                sqlx::query(TAKE).bind(taken).execute(&pool).await.unwrap();
+            }
+        };
+        let others_go_on = async {
+            flood.publish(SESSIONS * EACH).await;
+            for (_, session) in &ours {
+                eventually(SOON, "the other partitions go on", async || {
+                    stored_ids(&pool, session).await.len() == (round + 1) * EACH
+                })
+                .await;
+            }
+            for (_, session) in &theirs {
+                assert_eq!(stored_ids(&pool, session).await.len(), round * EACH);
+            }
+        };
+        tokio::select! {
+            () = others_go_on => {}
+            () = renews => {}
         }
         sqlx::query(FREE).bind(taken).execute(&pool).await.unwrap();
         flood.assert_stored(&pool).await;
