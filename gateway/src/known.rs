@@ -1,12 +1,14 @@
-//! Which sessions exist: those that Postgres has, and those that the log's last record on their
-//! subject tells of. "Unknown" needs both answers, and so does "known": either may say that the session
-//! was erased.
+//! Which sessions exist: those that Postgres has, and those that the log tells of: the last record on their
+//! subject that can be read. "Unknown" needs both answers, and so does "known": either may say that the session
+//! was erased. A record that cannot be read says nothing: it brings no session to life, and hides none.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_nats::{Client, StatusCode};
+use bytes::Bytes;
 use futures_util::future::{Either, select};
 use moka::sync::Cache;
 use shared::ids::SessionId;
@@ -27,6 +29,9 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// sends to sessions that the log knows are acked all the same. Should it have been erased, the
 /// persister says so again when it refuses them.
 const OBJECTION_TIMEOUT: Duration = Duration::from_millis(250);
+/// Records of a session that are looked at, from the last one back. Only somebody else than a gateway puts in
+/// what cannot be read.
+const LOOKED_AT_MAX: usize = 256;
 
 /// Looks sessions up and remembers those that exist.
 pub struct KnownSessions {
@@ -35,8 +40,15 @@ pub struct KnownSessions {
     /// Counts what was forgotten: an answer from before may be out of date.
     forgotten: AtomicU64,
     history: History,
+    client: Client,
     log: Stream,
     partitions: PartitionCount,
+}
+
+/// A record as far as it counts here.
+struct LastRecord {
+    sequence: u64,
+    payload: Bytes,
 }
 
 /// Whether a session exists.
@@ -62,10 +74,10 @@ enum Found {
 
 impl KnownSessions {
     /// Asks these two.
-    pub fn new(history: History, log: Stream, partitions: PartitionCount) -> Self {
+    pub fn new(history: History, client: Client, log: Stream, partitions: PartitionCount) -> Self {
         let remembered = Cache::new(REMEMBERED);
         let ended = Cache::builder().max_capacity(REMEMBERED).time_to_live(ENDED_FOR).build();
-        Self { remembered, ended, forgotten: AtomicU64::new(0), history, log, partitions }
+        Self { remembered, ended, forgotten: AtomicU64::new(0), history, client, log, partitions }
     }
 
     /// Remembers a session that surely exists.
@@ -128,36 +140,78 @@ impl KnownSessions {
     }
 
     async fn in_log(&self, session: SessionId) -> Found {
-        match self.last_in_log(session).await {
-            Some(Some(last)) => match Request::decode(&last.payload) {
-                Ok(Request::Erase(_)) => Found::Erased,
-                _ => Found::Exists,
-            },
-            Some(None) => Found::Nothing,
-            None => Found::NoAnswer,
+        let found = tokio::time::timeout(LOOKUP_TIMEOUT, self.told_by_log(session)).await;
+        found.ok().flatten().unwrap_or(Found::NoAnswer)
+    }
+
+    /// What the last record says that says anything; `None` if the log does not answer, or cannot be read as far
+    /// back as we look.
+    async fn told_by_log(&self, session: SessionId) -> Option<Found> {
+        let subject = self.subject(session);
+        let mut last = self.last_of(&subject).await?;
+        for _ in 0..LOOKED_AT_MAX {
+            let Some(LastRecord { sequence, payload }) = last else { return Some(Found::Nothing) };
+            if let Some(found) = told_by(session, &payload) {
+                return Some(found);
+            }
+            last = self.last_before(&subject, sequence).await?;
         }
+        tracing::warn!(session = session.short(), "nothing of a session in the log can be read");
+        None
     }
 
     /// Whether the log holds something of the session behind this sequence, for all we know.
     pub async fn may_be_pending(&self, session: SessionId, stored: u64) -> bool {
-        let last = self.last_in_log(session).await;
+        let subject = self.subject(session);
+        let last = tokio::time::timeout(LOOKUP_TIMEOUT, self.last_of(&subject)).await;
+        let last = last.ok().flatten();
         last.is_none_or(|last| last.is_some_and(|last| last.sequence > stored))
     }
 
-    /// The session's last record, if it has one; `None` if the log does not answer.
-    async fn last_in_log(&self, session: SessionId) -> Option<Option<StreamMessage>> {
-        let subject = subjects::request(self.partitions.partition_of(session), session);
-        tokio::time::timeout(LOOKUP_TIMEOUT, self.last_of(subject)).await.ok().flatten()
+    fn subject(&self, session: SessionId) -> String {
+        subjects::request(self.partitions.partition_of(session), session)
     }
 
-    async fn last_of(&self, subject: String) -> Option<Option<StreamMessage>> {
+    /// The last record of a subject, if it has one; `None` if the log does not answer.
+    async fn last_of(&self, subject: &str) -> Option<Option<LastRecord>> {
         let copies = self.log.cached_info().config.num_replicas;
-        match self.log.direct_get_last_for_subject(subject.as_str()).await {
-            Ok(last) => Some(Some(last)),
-            Err(error) if error.kind() != DirectGetErrorKind::NotFound => None,
-            Err(_) if copies == 1 => Some(None),
+        let last = match self.log.direct_get_last_for_subject(subject).await {
+            Ok(last) => Some(last),
+            Err(error) if error.kind() != DirectGetErrorKind::NotFound => return None,
+            Err(_) if copies == 1 => None,
             // Any server of a cluster answers, and not each has it already; the one that leads does.
-            Err(_) => shared::log::last_record(&self.log, &subject).await.ok(),
+            Err(_) => shared::log::last_record(&self.log, subject).await.ok()?,
+        };
+        Some(last.map(|StreamMessage { sequence, payload, .. }| LastRecord { sequence, payload }))
+    }
+
+    /// The same, before a sequence. The library cannot ask for it.
+    async fn last_before(&self, subject: &str, sequence: u64) -> Option<Option<LastRecord>> {
+        // Zero would mean no bound.
+        if sequence <= 1 {
+            return Some(None);
+        }
+        let wanted = serde_json::json!({ "multi_last": [subject], "up_to_seq": sequence - 1 });
+        let wanted = serde_json::to_vec(&wanted).ok()?;
+        let answer = self.client.request(subjects::DIRECT_GET, wanted.into()).await.ok()?;
+        match answer.status {
+            None => {
+                let sequence = answer.headers.as_ref()?.get("Nats-Sequence")?.as_str().parse();
+                Some(Some(LastRecord { sequence: sequence.ok()?, payload: answer.payload }))
+            }
+            Some(StatusCode::NOT_FOUND) => Some(None),
+            Some(_) => None,
+        }
+    }
+}
+
+/// What a record says about the session of its subject; `None` if a persister sets it aside.
+fn told_by(session: SessionId, payload: &[u8]) -> Option<Found> {
+    match Request::decode(payload).ok()? {
+        Request::Session(_) | Request::Message(_) => Some(Found::Exists),
+        Request::Erase(erasure) => {
+            let is_its_own = SessionId::standing_for(&erasure.session_id) == session;
+            is_its_own.then_some(Found::Erased)
         }
     }
 }
@@ -177,6 +231,25 @@ fn judge(one: Found, other: Found) -> Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_can_be_read_says_anything() {
+        let session = SessionId::random();
+        let told = |payload: &str| told_by(session, payload.as_bytes());
+        let cuid = "cm4xyz789000000000000000a";
+        let opening = format!(r#"{{"session":{{"id":"{cuid}","ip":null,"userAgent":null}}}}"#);
+        let message =
+            format!(r#"{{"message":{{"id":"{cuid}","sender":"user","content":"Hello!"}}}}"#);
+        assert_eq!(told(&opening), Some(Found::Exists));
+        assert_eq!(told(&message), Some(Found::Exists));
+        let erase = |id: SessionId| format!(r#"{{"erase":{{"sessionId":"{id}"}}}}"#);
+        assert_eq!(told(&erase(session)), Some(Found::Erased));
+        assert_eq!(told(&erase(SessionId::random())), None);
+        for payload in ["", "garbage", "{}", "null", r#"{"message":{"id":"x"}}"#, r#"{"erase":{}}"#]
+        {
+            assert_eq!(told(payload), None, "{payload}");
+        }
+    }
 
     #[test]
     fn an_erased_session_is_unknown_whatever_the_other_says() {

@@ -199,7 +199,12 @@ async fn serve(
         rooms: Rooms::default(),
         positions: Positions::default(),
         publisher: Publisher::new(nats.clone(), config.log.partitions, intake),
-        known: KnownSessions::new(history.clone(), log.clone(), config.log.partitions),
+        known: KnownSessions::new(
+            history.clone(),
+            nats.clone(),
+            log.clone(),
+            config.log.partitions,
+        ),
         opened: OpenedSessions::default(),
         history,
         presence: Presence::default(),

@@ -17,6 +17,7 @@ mod contract;
 mod data_life;
 mod dead_letters;
 mod documents;
+mod foreign_records;
 mod full_disk;
 mod fuzz;
 mod harness;
@@ -34,6 +35,7 @@ mod order;
 mod outages;
 mod ownership;
 mod progress;
+
 mod resume;
 mod rights;
 mod roles;
