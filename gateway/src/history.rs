@@ -98,11 +98,15 @@ const MESSAGES_FROM: &str = r#"
     WHERE p."partition" = $1
     ORDER BY m."seq""#;
 
-/// A page of sessions, newest first.
+/// A page of sessions, newest first. Of a parameter as the limit the planner assumes a tenth of all sessions, and
+/// might well read all of them: the number tells it how few they are at most.
 const SESSIONS: &str = r#"
-    SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession"
-    WHERE ("createdAt", "id") < (coalesce($1::timestamp, 'infinity'), $2)
-    ORDER BY "createdAt" DESC, "id" DESC LIMIT $3"#;
+    SELECT s.* FROM (
+        SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession"
+        WHERE ("createdAt", "id") < (coalesce($1::timestamp, 'infinity'), $2)
+        ORDER BY "createdAt" DESC, "id" DESC LIMIT 501
+    ) s
+    ORDER BY s."createdAt" DESC, s."id" DESC LIMIT $3"#;
 
 /// A page of the messages of some sessions, session by session, oldest first.
 const MESSAGES_OF: &str = r#"
@@ -148,13 +152,16 @@ pub const LISTED: &str = r#"
     ) last ON true
     ORDER BY wanted."ord""#;
 
-/// A page of sessions as inboxes list them, newest first.
+/// A page of sessions as inboxes list them, newest first; of its two limits see [`SESSIONS`].
 pub const NEWEST: &str = r#"
     SELECT s."id", s."sessionId", s."createdAt", last."lastSender", last."lastContent", last."lastAt"
     FROM (
-        SELECT "id", "sessionId", "createdAt" FROM "ChatSession"
-        WHERE ("createdAt", "id") < (coalesce($1::timestamp, 'infinity'), $2)
-        ORDER BY "createdAt" DESC, "id" DESC LIMIT $3
+        SELECT n.* FROM (
+            SELECT "id", "sessionId", "createdAt" FROM "ChatSession"
+            WHERE ("createdAt", "id") < (coalesce($1::timestamp, 'infinity'), $2)
+            ORDER BY "createdAt" DESC, "id" DESC LIMIT 501
+        ) n
+        ORDER BY n."createdAt" DESC, n."id" DESC LIMIT $3
     ) s
     LEFT JOIN LATERAL (
         SELECT m."sender" AS "lastSender", left(m."content", $4) AS "lastContent", m."createdAt" AS "lastAt"
@@ -553,7 +560,7 @@ impl History {
         Snapshot::of(answered(query.fetch_all(&self.pool)).await?)
     }
 
-    /// At most `limit` sessions behind the given one, newest first.
+    /// At most `limit` sessions behind the given one, newest first; never more than 501.
     pub async fn sessions(
         &self,
         behind: Option<&Cursor>,
@@ -603,7 +610,7 @@ impl History {
         answered(query.fetch_all(&self.pool)).await
     }
 
-    /// At most `limit` sessions after the given one, newest first, as inboxes list them.
+    /// At most `limit` sessions after the given one, newest first, as inboxes list them; never more than 501.
     pub async fn newest(
         &self,
         after: Option<&Cursor>,

@@ -169,6 +169,12 @@ impl Stack {
         env.map(|(name, value)| (name.to_owned(), value)).into()
     }
 
+    /// All that a process of the stack printed, by its name: `gateway-0`, `nats`, `postgres`.
+    pub fn log_of(&self, name: &str) -> String {
+        let printed = fs::read(self.home.path().join(format!("{name}.log"))).unwrap_or_default();
+        String::from_utf8_lossy(&printed).into_owned()
+    }
+
     /// The end of every log of the stack.
     pub fn logs(&self) -> String {
         let files = fs::read_dir(self.home.path()).into_iter().flatten().flatten();

@@ -34,6 +34,7 @@ mod openapi;
 mod order;
 mod outages;
 mod ownership;
+mod plans;
 mod progress;
 
 mod resume;
