@@ -182,6 +182,9 @@ const POSITIONS: &str = r#"
         WHERE e."logEpoch" = p."epoch" ORDER BY e."lastSequence" DESC LIMIT 1
     ) erased ON true"#;
 
+/// How far each partition is stored, and by whom.
+const OFFSETS: &str = r#"SELECT "partition", "sequence", "owner"::text FROM "LogPartition""#;
+
 /// Rows of [`STORED_AFTER`] and of [`ERASED_AFTER`] at most. It stands there as a number: of a parameter the
 /// planner assumes a tenth of everything that is stored, and prepares for so many rows.
 pub const STRETCH: usize = 500;
@@ -366,6 +369,17 @@ impl<T> Snapshot<T> {
         let stored = rows.first().ok_or(sqlx::Error::RowNotFound)?.stored;
         Ok(Self { stored, rows: rows.into_iter().filter_map(|row| row.row).collect() })
     }
+}
+
+/// How far a partition is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offset {
+    /// Which partition.
+    pub partition: Partition,
+    /// The last stored record; 0 before the first.
+    pub sequence: u64,
+    /// The persister that stores it, if one does.
+    pub owner: Option<String>,
 }
 
 /// A session as inboxes list it.
@@ -633,6 +647,18 @@ impl History {
             (Partition::new(partition.unsigned_abs()), position)
         };
         Ok(rows.into_iter().map(position).collect())
+    }
+
+    /// How far every partition is stored.
+    pub async fn offsets(&self) -> sqlx::Result<Vec<Offset>> {
+        let rows: Vec<(i16, i64, Option<String>)> =
+            answered(sqlx::query_as(OFFSETS).fetch_all(&self.pool)).await?;
+        let offset = |(partition, sequence, owner): (i16, i64, Option<String>)| Offset {
+            partition: Partition::new(partition.unsigned_abs()),
+            sequence: sequence.cast_unsigned(),
+            owner,
+        };
+        Ok(rows.into_iter().map(offset).collect())
     }
 
     /// At most [`STRETCH`] messages that a partition stored after a position in the same epoch, in log order.

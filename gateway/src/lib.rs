@@ -40,6 +40,7 @@ pub mod payload;
 pub mod peers;
 pub mod presence;
 pub mod problem;
+pub mod progress;
 pub mod publisher;
 pub mod ready;
 pub mod recovery;
@@ -78,6 +79,7 @@ use crate::lists::Lists;
 use crate::opened::OpenedSessions;
 use crate::peers::Peers;
 use crate::presence::Presence;
+use crate::progress::ProgressWatch;
 use crate::publisher::Publisher;
 use crate::ready::Readiness;
 use crate::rooms::{Rooms, Saved};
@@ -218,8 +220,10 @@ async fn serve(
     let delivery = starting.while_they_run(Delivery::start(&gateway, &nats, &log, &stop)).await?;
     let Some(delivery) = delivery else { return Ok(()) };
     let peers = Peers::start(&gateway, &nats, disturbances).await?;
+    let (progress, waiting) = ProgressWatch::new(gateway.history.clone(), log.clone());
     let delivering = Stop::new();
     let mut tasks = Tasks::default();
+    tasks.spawn("the watch over the progress", progress.run(delivering.clone()));
     tasks.spawn("the delivery", delivery.run(delivering.clone()));
     tasks.spawn(
         "what listens for sessions",
@@ -236,7 +240,7 @@ async fn serve(
     started.cancel();
     starting.all_ended().await?;
     tasks.spawn("the server", serve::serve(listeners, router, gateway.config.http, stop.clone()));
-    readiness.serving();
+    readiness.serving(waiting);
     tracing::info!("ready");
     tokio::select! {
         // First: some of the tasks end by the same stop.

@@ -14,6 +14,7 @@ use shared::metrics::Connections;
 use crate::config::Host;
 use crate::history::History;
 use crate::intake::Intake;
+use crate::progress::{self, Waiting};
 
 /// Longest wait for Postgres before it counts as away.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,7 +25,7 @@ pub struct Readiness {
     client: Client,
     history: History,
     intake: Intake,
-    serving: Arc<OnceLock<()>>,
+    serving: Arc<OnceLock<Waiting>>,
     stop: Stop,
 }
 
@@ -34,9 +35,9 @@ impl Readiness {
         Self { client, history, intake, serving: Arc::default(), stop }
     }
 
-    /// From now on clients are served.
-    pub fn serving(&self) {
-        self.serving.get_or_init(|| ());
+    /// From now on clients are served, and what they say should be stored.
+    pub fn serving(&self, waiting: Waiting) {
+        self.serving.set(waiting).ok();
     }
 
     /// The answer of `/ready`.
@@ -59,13 +60,15 @@ impl Readiness {
         let ping = tokio::time::timeout(PING_TIMEOUT, self.history.ping()).await;
         let postgres = ping.is_ok_and(|ping| ping.is_ok());
         let nats = self.client.connection_state() == State::Connected && self.intake.is_open();
-        Report::new(self.phase(), vec![("postgres", postgres), ("nats", nats)])
+        // Acks go on all the same: a balancer goes by the phase.
+        let stalled = self.serving.get().and_then(progress::fault);
+        Report::new(self.phase(), vec![("postgres", postgres), ("nats", nats)]).with_fault(stalled)
     }
 
     fn phase(&self) -> Phase {
         match self.serving.get() {
             _ if self.stop.is_cancelled() => Phase::Stopping,
-            Some(()) => Phase::Serving,
+            Some(_) => Phase::Serving,
             None => Phase::Starting,
         }
     }

@@ -42,6 +42,7 @@ mod rights;
 mod roles;
 mod runbooks;
 mod settings;
+mod standstill;
 mod stopping;
 mod systemd;
 mod to_cluster;

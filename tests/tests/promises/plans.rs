@@ -329,6 +329,7 @@ async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     let cursor = first.last().unwrap().cursor();
     assert_eq!(history.newest(Some(&cursor), 501).await.unwrap().len(), 501);
     assert_eq!(history.positions().await.unwrap().len(), 16);
+    assert_eq!(history.offsets().await.unwrap().len(), 16);
     for sequence in [0, MISSED] {
         let position = Position { epoch: behind, sequence };
         let stretch = history.stored_after(Partition::new(BEHIND), position).await.unwrap();

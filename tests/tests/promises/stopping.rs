@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::{Client, Conversation, JsClients, Service, Stack, eventually};
+use tokio::io::AsyncWriteExt;
 
 const SOON: Duration = Duration::from_secs(10);
 /// `SHUTDOWN_SECONDS`, and a little for the way to it.
@@ -216,4 +217,32 @@ async fn everything_may_be_stopped_in_every_order_nats_first() {
 #[tokio::test]
 async fn everything_may_be_stopped_in_every_order_postgres_first() {
     stop_everything_beginning_with(Part::Postgres).await;
+}
+
+/// What keeps a service longer than it was given makes it end with an error, so that whoever stopped it knows.
+#[tokio::test]
+async fn a_service_that_does_not_end_in_time_says_so_with_its_exit_status() {
+    let stack = Stack::builder().own_postgres().env("SHUTDOWN_SECONDS", "1").start().await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = enter(&client).await;
+    let (gateway, persister) = (stack.gateway(0), stack.persister(0));
+
+    let mut slow = tokio::net::TcpStream::connect(("127.0.0.1", gateway.port())).await.unwrap();
+    let head = format!(
+        "POST /api/chats/{session}/messages HTTP/1.1\r\nhost: localhost\r\n\
+         content-type: application/json\r\ncontent-length: 100\r\n\r\n{{"
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+    // Read by now, and the rest never comes.
+    assert_eq!(say(&client, &session, "one").await["status"], "accepted");
+    eventually(SOON, "it is stored", async || !client.messages().await.is_empty()).await;
+    stack.postgres().pause().await;
+    assert_eq!(say(&client, &session, "another").await["status"], "accepted");
+    for service in [gateway, persister] {
+        service.ask_to_stop();
+        let status = service.exit_status(STOPS_WITHIN).await;
+        assert_eq!(status.code(), Some(1), "{}: {}", service.name(), service.logs());
+        assert!(service.logs().contains("not everything ended within the deadline"));
+    }
+    stack.postgres().resume().await;
 }
