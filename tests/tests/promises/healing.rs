@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use shared::announcement::{Announcement, Epoch, Position};
+use shared::ids::SessionId;
+use shared::partition::{Partition, PartitionCount};
+use shared::subjects;
 use tests::{Client, Conversation, JsClients, Link, Stack, eventually};
 
 /// Delivery resumes within this time after NATS is back.
@@ -117,4 +121,184 @@ async fn every_gateway_and_persister_may_lose_every_link_in_turn() {
 
 async fn is_ready(stack: &Stack, url: &str) -> bool {
     stack.http().get(url).send().await.unwrap().status().is_success()
+}
+
+/// A gateway that hears nothing, and a database in which much happened meanwhile.
+struct Behind {
+    stack: Stack,
+    pool: sqlx::PgPool,
+    nats: async_nats::Client,
+}
+
+impl Behind {
+    /// Nobody announces anything but us.
+    async fn begin() -> Self {
+        let stack = Stack::start().await;
+        let (pool, nats) = (stack.pool(), stack.nats_client().await);
+        Self { stack, pool, nats }
+    }
+
+    /// A session with a client in it.
+    async fn session(&self, clients: &JsClients) -> (Client, SessionId) {
+        let client = clients.client(&self.stack.url(""), &["websocket"]).await;
+        let joined = client.ask("init_session", json!(null)).await;
+        (client, SessionId::parse(joined["sessionId"].as_str().unwrap()).unwrap())
+    }
+
+    async fn position(&self, partition: Partition) -> Position {
+        let position = r#"SELECT "epoch", "sequence" FROM "LogPartition" WHERE "partition" = $1"#;
+        let position = sqlx::query_as(position).bind(partition.to_column());
+        let (epoch, sequence): (i64, i64) = position.fetch_one(&self.pool).await.unwrap();
+        Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() }
+    }
+
+    /// Its log is another one from now on.
+    async fn begin_epoch(&self, partition: Partition) -> Position {
+        let epoch = Epoch::random().unwrap();
+        let begun = r#"
+            WITH begun AS (UPDATE "LogPartition" SET "epoch" = $2, "sequence" = 0 WHERE "partition" = $1)
+            INSERT INTO "LogEpoch" ("partition", "epoch") VALUES ($1, $2)"#;
+        let begun = sqlx::query(begun).bind(partition.to_column()).bind(epoch.0);
+        begun.execute(&self.pool).await.unwrap();
+        Position { epoch, sequence: 0 }
+    }
+
+    /// Stores so many messages behind a position, and moves the offset behind them.
+    async fn store(
+        &self,
+        partition: Partition,
+        session: SessionId,
+        after: Position,
+        count: u64,
+    ) -> Position {
+        let to = Position { sequence: after.sequence + 2 * count, ..after };
+        let stored = r#"
+            INSERT INTO "Message" ("id", "sender", "content", "chatSessionId", "logEpoch", "logSequence")
+            SELECT $2 || '-' || $3 + 2 * n, 'admin', $2 || '-' || $3 + 2 * n, s."id", $2, $3 + 2 * n
+            FROM generate_series(1, $4) n, "ChatSession" s WHERE s."sessionId" = $1 ORDER BY n"#;
+        let stored = sqlx::query(stored)
+            .bind(session.to_string())
+            .bind(after.epoch.0)
+            .bind(after.sequence.cast_signed())
+            .bind(count.cast_signed());
+        assert_eq!(stored.execute(&self.pool).await.unwrap().rows_affected(), count);
+        let moved = r#"UPDATE "LogPartition" SET "sequence" = $2 WHERE "partition" = $1"#;
+        let moved = sqlx::query(moved).bind(partition.to_column()).bind(to.sequence.cast_signed());
+        moved.execute(&self.pool).await.unwrap();
+        to
+    }
+
+    /// As the owner of a partition repeats it.
+    async fn announce(&self, partition: Partition, position: Position) {
+        let place = (position, position.sequence);
+        self.publish(subjects::position(partition), place, String::new()).await;
+    }
+
+    /// As the owner of a partition announces what it stored.
+    async fn say(&self, subject: String, place: (Position, u64), content: &str) {
+        let message = json!({ "id": content, "content": content });
+        self.publish(subject, place, message.to_string()).await;
+    }
+
+    async fn publish(
+        &self,
+        subject: String,
+        (position, previous): (Position, u64),
+        payload: String,
+    ) {
+        let headers = Announcement { position, previous, recorded_at: None }.to_headers();
+        self.nats.publish_with_headers(subject, headers, payload.into()).await.unwrap();
+        self.nats.flush().await.unwrap();
+    }
+}
+
+/// What was stored behind a position.
+fn contents(after: Position, count: u64) -> Vec<String> {
+    (1..=count).map(|n| format!("{}-{}", after.epoch.0, after.sequence + 2 * n)).collect()
+}
+
+async fn sees_all(client: &Client, wanted: &[String]) {
+    let text = |message: &Value| message["content"].as_str().unwrap().to_owned();
+    let mut seen = Vec::new();
+    eventually(SOON, "it is given all of it", async || {
+        seen = client.messages().await.iter().map(text).collect();
+        seen.len() >= wanted.len()
+    })
+    .await;
+    assert_eq!(seen, wanted);
+}
+
+#[tokio::test]
+async fn what_was_missed_over_several_lives_of_the_log_is_given_in_order_and_ends_are_heard_of() {
+    let behind = Behind::begin().await;
+    let clients = JsClients::start().await;
+    let (reader, session) = behind.session(&clients).await;
+    let partition = PartitionCount::DEFAULT.partition_of(session);
+    behind.stack.persister(0).kill();
+    // Pages that are full, one that ends in the middle, and a life in which nothing was said.
+    let first = behind.position(partition).await;
+    behind.store(partition, session, first, 1_000).await;
+    let second = behind.begin_epoch(partition).await;
+    behind.store(partition, session, second, 3).await;
+    let third = behind.begin_epoch(partition).await;
+    let fourth = behind.begin_epoch(partition).await;
+    let last = behind.store(partition, session, fourth, 700).await;
+    // Somebody else's end, in the life in which nothing was said.
+    let (gone, ended) = behind.session(&clients).await;
+    let end = r#"
+        INSERT INTO "ErasedSession" ("digest", "logEpoch", "erasedSequence", "lastSequence", "erasedAt")
+        VALUES ($1, $2, 5, 5, now())"#;
+    let end = sqlx::query(end).bind(ended.digest().as_bytes().to_vec()).bind(third.epoch.0);
+    end.execute(&behind.pool).await.unwrap();
+    behind.announce(partition, last).await;
+    let mut all = [contents(first, 1_000), contents(second, 3), contents(fourth, 700)].concat();
+    sees_all(&reader, &all).await;
+    let said = gone.ask("user_message", json!({ "sessionId": ended, "content": "late" })).await;
+    assert_eq!(said["error"]["code"], "session_not_found", "{said}");
+    // What follows goes on from there.
+    let more = behind.store(partition, session, last, 2).await;
+    behind.announce(partition, more).await;
+    all.extend(contents(last, 2));
+    sees_all(&reader, &all).await;
+}
+
+#[tokio::test]
+async fn while_one_partition_is_read_from_postgres_the_rooms_of_the_others_do_not_wait() {
+    const MISSED: u64 = 600;
+    /// More than waits for a partition that is read.
+    const LIVE: u64 = 3_000;
+    let behind = Behind::begin().await;
+    let clients = JsClients::start().await;
+    let (reader, session) = behind.session(&clients).await;
+    let partition = PartitionCount::DEFAULT.partition_of(session);
+    let (bystander, beside, other) = loop {
+        let (client, session) = behind.session(&clients).await;
+        let other = PartitionCount::DEFAULT.partition_of(session);
+        if other != partition {
+            break (client, session, other);
+        }
+    };
+    behind.stack.persister(0).kill();
+    let first = behind.position(partition).await;
+    let then = behind.store(partition, session, first, MISSED).await;
+    behind.store(partition, session, then, LIVE).await;
+
+    // Postgres answers nothing about messages.
+    let mut holder = behind.pool.begin().await.unwrap();
+    let lock = r#"LOCK TABLE "Message" IN ACCESS EXCLUSIVE MODE"#;
+    sqlx::raw_sql(lock).execute(&mut *holder).await.unwrap();
+    behind.announce(partition, then).await;
+    for (n, content) in (1..).zip(contents(then, LIVE)) {
+        let position = Position { sequence: then.sequence + 2 * n, ..then };
+        let place = (position, position.sequence - 2);
+        behind.say(subjects::saved(partition, session), place, &content).await;
+    }
+    let position = behind.position(other).await;
+    // Nothing was said there before.
+    let place = (Position { sequence: position.sequence + 1, ..position }, 0);
+    behind.say(subjects::saved(other, beside), place, "beside").await;
+    sees_all(&bystander, &["beside".to_owned()]).await;
+    assert!(reader.messages().await.is_empty());
+    holder.rollback().await.unwrap();
+    sees_all(&reader, &[contents(first, MISSED), contents(then, LIVE)].concat()).await;
 }

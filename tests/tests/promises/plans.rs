@@ -107,7 +107,7 @@ struct Big {
 
 impl Big {
     async fn start() -> Self {
-        let stack = Stack::builder().own_postgres().services_stopped().start().await;
+        let stack = Stack::builder().own_postgres().busy().services_stopped().start().await;
         let database: Database = stack.database_url().parse().unwrap();
         persister::migrate::run(&database).await.unwrap();
         let store = Store::connect(&database, Uuid::from_u128(7));
