@@ -91,7 +91,7 @@ fn program(haproxy: &Path, output: Output, env: Vec<(OsString, OsString)>) -> Re
     let compose = fs::read_to_string(workspace().join("compose.yaml"))?;
     let compose: Value = serde_saphyr::from_str(&compose)?;
     let command = compose["services"]["balancer"]["command"].as_array().context("no command")?;
-    let file = workspace().join(".balancer/haproxy.cfg");
+    let file = workspace().join("deploy/haproxy.cfg");
     let word = |word: &Value| {
         let word = word.as_str().context("a command of words")?.replace("$$", "$");
         Ok(word.replace(MOUNTED, &file.to_string_lossy()))

@@ -272,7 +272,7 @@ async fn a_volume_whose_services_were_the_owner_goes_on_and_passwords_may_change
 /// Its file holds what is the same in every Compose: names and ports of other services.
 #[test]
 fn the_balancer_finds_gateways_where_they_listen() {
-    let (compose, file) = (compose(), read(".balancer/haproxy.cfg"));
+    let (compose, file) = (compose(), read("deploy/haproxy.cfg"));
     let gateway = &compose["services"]["gateway"]["environment"];
     let ops = gateway["OPS_ADDRESS"].as_str().and_then(|address| address.rsplit(':').next());
     let balancer = &compose["services"]["balancer"];

@@ -15,8 +15,8 @@ const SOON: Duration = Duration::from_secs(15);
 /// A persister looks at its lag every 5 s.
 const LOOKED_WITHIN: Duration = Duration::from_secs(20);
 
-fn observe() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../.observe")
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
 async fn text(service: &Service) -> String {
@@ -297,7 +297,7 @@ async fn rules_and_dashboard_use_only_metrics_that_the_running_services_have() {
     })
     .await;
     let (described, samples) = metrics(&stack).await;
-    let read = |path: &str| fs::read_to_string(observe().join(path)).expect(path);
+    let read = |path: &str| fs::read_to_string(deploy().join(path)).expect(path);
     let dashboard = read("grafana/dashboards/support-chat.json");
     let in_use: BTreeSet<_> = used(&dashboard).union(&used(&read("alerts.yml"))).cloned().collect();
     assert!(in_use.len() > 30, "{in_use:?}");
@@ -328,7 +328,7 @@ async fn rules_and_dashboard_use_only_metrics_that_the_running_services_have() {
 /// What `promtool` says, where there is one: Debian has it in the package `prometheus`.
 fn promtool(args: &[&str], input: Option<String>) {
     let mut command = Command::new("promtool");
-    command.args(args).current_dir(observe());
+    command.args(args).current_dir(deploy());
     let file = input.map(|input| {
         let file = std::env::temp_dir().join(format!("chat-metrics-{}", std::process::id()));
         fs::write(&file, input).expect("a file");
