@@ -33,7 +33,7 @@ enum Command {
         #[arg(long, value_enum, default_value_t = TokenRole::Admin)]
         role: TokenRole,
     },
-    /// Asks the gateway that runs here whether it is ready; exit status 0 if it is.
+    /// Asks the gateway that runs here whether it serves, whatever it lacks; exit status 0 if it does.
     Health,
 }
 

@@ -18,6 +18,9 @@ use crate::store::Store;
 /// Pause between two looks; Prometheus asks every 15 s unless told otherwise.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// From this version on nats-server counts what stands behind a record without the record itself.
+const COUNTS_BEHIND_ONLY: (i64, i64, i64) = (2, 12, 0);
+
 /// Looks at what is not stored yet.
 pub struct LagWatch {
     store: Store,
@@ -91,18 +94,22 @@ impl LagWatch {
         let Some(first) = shared::log::first_record(&self.log, &subject, stored + 1).await? else {
             return Ok(None);
         };
-        let behind = self.count_behind(&subject, first.sequence).await?;
-        Ok(Some(Pending { recorded_at: first.time, records: behind + 1 }))
+        let records = self.count_from(&subject, first.sequence).await?;
+        Ok(Some(Pending { recorded_at: first.time, records }))
     }
 
-    /// How many records of a subject stand behind this one. Any server of a cluster counts: one that is late
-    /// counts a few less, and whether anything is pending it is not asked.
-    async fn count_behind(&self, subject: &str, sequence: u64) -> anyhow::Result<u64> {
+    /// How many records of a subject there are from this one on. Any server of a cluster counts: one that is
+    /// late counts a few less, and whether anything is pending it is not asked.
+    async fn count_from(&self, subject: &str, sequence: u64) -> anyhow::Result<u64> {
         let wanted = serde_json::json!({ "seq": sequence, "next_by_subj": subject, "batch": 1 });
         let wanted = serde_json::to_vec(&wanted)?.into();
         let answer = self.client.request(subjects::DIRECT_GET, wanted).await?;
         let count = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Num-Pending"));
         // Without a record the answer is a status and has none.
-        Ok(count.map_or(Ok(0), |count| count.as_str().parse())?)
+        let count: u64 = count.map_or(Ok(0), |count| count.as_str().parse())?;
+        let (major, minor, patch) = COUNTS_BEHIND_ONLY;
+        let is_missing = self.client.is_server_compatible(major, minor, patch);
+        // This one is there: it was read a moment ago.
+        Ok(if is_missing { count + 1 } else { count.max(1) })
     }
 }

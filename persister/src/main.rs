@@ -34,7 +34,7 @@ enum Command {
         #[command(subcommand)]
         command: sessions::Command,
     },
-    /// Asks the persister that runs here whether it is ready; exit status 0 if it is.
+    /// Asks the persister that runs here whether it serves, whatever it lacks; exit status 0 if it does.
     Health,
 }
 
@@ -63,7 +63,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             let ops = ops::bind(config.ops_address).await?;
             persister::run(config, ops, stop_on_signal()?).await
         }
-        Some(Command::Migrate { command: None }) => migrate::run(&config.database).await,
+        Some(Command::Migrate { command: None }) => {
+            migrate::run_within(&config.database, migrate::COMMAND_WAITS).await
+        }
         Some(Command::Migrate { command: Some(MigrateCommand::Status) }) => {
             migrate::print_status(&config.database).await
         }

@@ -18,6 +18,12 @@ const OLDEST_SERVER: i32 = 140_000;
 /// What failed, for whoever reads the error.
 const MIGRATING: &str = "migrating the database";
 
+/// How long `persister migrate` waits for a Postgres that is just starting, as when a whole stack restarts.
+pub const COMMAND_WAITS: Duration = Duration::from_secs(30);
+
+/// Of Postgres, for a password that it refuses.
+const INVALID_PASSWORD: &str = "28P01";
+
 /// Pauses between tries while the database cannot be reached.
 const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -30,17 +36,31 @@ const REWRITES: [(i64, &str); 1] = [(2, "Message")];
 /// Where what is done is told, line by line.
 pub type Tell = fn(&str);
 
-/// Brings the database up to date; for the command.
-pub async fn run(database: &Database) -> anyhow::Result<()> {
-    apply_all(database, |line| println!("{line}")).await
-}
-
 async fn apply_all(database: &Database, tell: Tell) -> anyhow::Result<()> {
     let mut connection = connect(database).await?;
     let done = apply(&mut connection, database, tell).await;
     // Whatever happened: the end of the connection frees the lock.
     connection.close().await.ok();
     done
+}
+
+/// Brings the database up to date, for the command, and waits so long at most until it can be reached. Only that
+/// is waited for: every other error ends it.
+pub async fn run_within(database: &Database, within: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + within;
+    let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+    loop {
+        match apply_all(database, |line| println!("{line}")).await {
+            Err(error) if is_away(&error) && Instant::now() < deadline => {
+                tracing::warn!(
+                    "the database cannot be migrated yet: {}",
+                    shared::causes::told(error.as_ref())
+                );
+                tokio::time::sleep(backoff.pause()).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Brings the database up to date as soon as it can be reached. `None` if the stop came first.
@@ -79,8 +99,32 @@ async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
     let options = database.options.clone().disable_statement_logging();
     let connecting = PgConnection::connect_with(&options);
     let connected = tokio::time::timeout(database.connect_timeout, connecting).await;
-    let text = || format!("Postgres at {database} cannot be reached (DATABASE_URL)");
-    connected.map_err(anyhow::Error::from).and_then(|done| Ok(done?)).with_context(text)
+    let connected = connected.map_err(anyhow::Error::from).and_then(|done| Ok(done?));
+    connected.map_err(|error| {
+        let what = if is_wrong_password(&error) {
+            let role = database.options.get_username();
+            format!(
+                "Postgres at {database} refuses the password of {role} (DATABASE_URL). In an existing \
+                 database it is changed by ALTER ROLE {role} PASSWORD '…', not by a setting"
+            )
+        } else {
+            format!("Postgres at {database} cannot be reached (DATABASE_URL)")
+        };
+        error.context(what)
+    })
+}
+
+fn is_wrong_password(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+    error.and_then(|error| error.code()).is_some_and(|code| code == INVALID_PASSWORD)
+}
+
+/// Whether Postgres does not answer, starts or stops: nothing that it says of us or of the database.
+fn is_away(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<sqlx::Error>() {
+        Some(error) => crate::store::is_passing(error),
+        None => error.is::<tokio::time::error::Elapsed>(),
+    }
 }
 
 async fn apply(

@@ -11,6 +11,9 @@ use tokio::net::TcpStream;
 /// Longest wait for the answer; the service bounds its own looks below it.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
+/// The line of a report that says that the service does its work.
+const SERVING: &str = "service: serving";
+
 /// Where a service is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -94,21 +97,22 @@ pub enum NotReady {
     /// It took the request and did not answer in time.
     #[error("no answer from {0}")]
     Silent(SocketAddr),
-    /// It says itself that it is not; one line per dependency.
-    #[error("not ready:\n{0}")]
+    /// It says itself that it does not serve; one line per dependency.
+    #[error("not serving:\n{0}")]
     Report(String),
 }
 
-/// Asks the service at this address.
+/// Asks the service at this address whether it serves, as the balancer does. What it depends on may be away
+/// meanwhile: a gateway goes on taking messages, and no restart of a container brings Postgres back.
 pub async fn ask(address: SocketAddr) -> Result<(), NotReady> {
     let answer = tokio::time::timeout(TIMEOUT, answer(address)).await;
     let answer = answer.map_err(|_| NotReady::Silent(address))?;
     let answer = answer.map_err(|error| NotReady::Unreachable(address, error))?;
     let report = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    match answer.split(' ').nth(1) {
-        Some("200") => Ok(()),
-        _ => Err(NotReady::Report(report.trim().to_owned())),
+    if report.lines().any(|line| line == SERVING) {
+        return Ok(());
     }
+    Err(NotReady::Report(report.trim().to_owned()))
 }
 
 async fn answer(address: SocketAddr) -> std::io::Result<String> {
@@ -130,7 +134,7 @@ mod tests {
         assert!(!report(Phase::Stopping, true).is_ready());
         let lacking = report(Phase::Serving, false);
         assert!(!lacking.is_ready());
-        assert_eq!(lacking.to_string(), "service: serving\npostgres: ok\nnats: unavailable\n");
+        assert_eq!(lacking.to_string(), format!("{SERVING}\npostgres: ok\nnats: unavailable\n"));
         let warned = report(Phase::Serving, true).with_warning(Some("it is late".into()));
         assert!(warned.is_ready() && warned.to_string().ends_with("warning: it is late\n"));
         let stalled = warned.with_fault(Some("nothing moves".into()));
