@@ -116,7 +116,7 @@ async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
 
 fn is_wrong_password(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
-    error.and_then(|error| error.code()).is_some_and(|code| code == INVALID_PASSWORD)
+    error.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == INVALID_PASSWORD)
 }
 
 /// Whether Postgres does not answer, starts or stops: nothing that it says of us or of the database.

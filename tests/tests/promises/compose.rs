@@ -343,19 +343,62 @@ fn images_are_built_with_the_toolchain_of_the_workspace() {
     );
 }
 
-/// What is copied must exist and must not be kept from the engine.
+/// What the engine is given, made an outline by the Dockerfile's own words, is a workspace that Cargo takes.
 #[test]
-fn everything_that_the_images_copy_reaches_the_engine() {
+fn cargo_takes_the_outline_that_dependencies_are_built_from() {
+    let folder = std::env::temp_dir().join(format!("chat-outline-{}", std::process::id()));
+    send_to_engine(&folder);
+    let text = read("gateway/Dockerfile").replace("\\\n", "");
+    let outline = text.lines().find_map(|line| line.strip_prefix("RUN find ")).expect("an outline");
+    let mut shell = std::process::Command::new("sh");
+    let shell = shell.args(["-euc", &format!("find {outline}")]).current_dir(&folder).output();
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    // It reads every target of every member, as a build does, and what is there is not fetched again.
+    cargo.args(["fetch", "--locked"]);
+    let cargo = cargo.current_dir(&folder).output();
+    let left = fs::read_to_string(folder.join("gateway/src/main.rs"));
+    fs::remove_dir_all(&folder).expect("a folder");
+    for output in [shell.expect("a shell"), cargo.expect("cargo")] {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(left.expect("a program"), "fn main() { }\n");
+}
+
+/// Copies what is under version control and not kept from the engine.
+fn send_to_engine(folder: &Path) {
     let ignore = read(".dockerignore");
-    let sent: Vec<&str> = ignore.lines().filter_map(|line| line.strip_prefix('!')).collect();
-    for line in instructions("gateway/Dockerfile") {
-        let Some(words) = line.strip_prefix("COPY ").filter(|rest| !rest.starts_with("--")) else {
-            continue;
-        };
-        let words: Vec<&str> = words.split(' ').collect();
-        for source in &words[..words.len() - 1] {
-            assert!(workspace().join(source).exists(), "{source}");
-            assert!(sent.iter().any(|kept| Path::new(source).starts_with(kept)), "{source}");
+    let rules: Vec<&str> = ignore.lines().filter(|line| !line.starts_with('#')).collect();
+    let listed =
+        std::process::Command::new("git").arg("ls-files").current_dir(workspace()).output();
+    let listed = String::from_utf8(listed.expect("git").stdout).expect("names");
+    for file in listed.lines().filter(|file| reaches_engine(&rules, file)) {
+        let copy = folder.join(file);
+        fs::create_dir_all(copy.parent().expect("a folder")).expect("a folder");
+        fs::copy(workspace().join(file), copy).expect(file);
+    }
+}
+
+/// The last rule that fits counts, as the engine has it.
+fn reaches_engine(rules: &[&str], file: &str) -> bool {
+    let fits = |pattern: &str| match pattern.strip_prefix("**/") {
+        Some(name) => file.split('/').any(|part| {
+            part == name || name.strip_prefix('*').is_some_and(|end| part.ends_with(end))
+        }),
+        None if pattern == ".*" => file.starts_with('.'),
+        None => Path::new(file).starts_with(pattern),
+    };
+    let last = rules.iter().rev().find(|rule| fits(rule.trim_start_matches('!')));
+    last.is_none_or(|rule| rule.starts_with('!'))
+}
+
+/// A clone may have been made under `umask 077`: no file of it is mounted.
+#[test]
+fn no_file_of_the_clone_is_mounted() {
+    let compose = compose();
+    for (name, service) in services(&compose) {
+        for volume in service["volumes"].as_array().into_iter().flatten() {
+            let volume = volume.as_str().expect("the short form");
+            assert!(!volume.starts_with(['.', '/', '~']), "{name}: {volume}");
         }
     }
 }
