@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 
 use crate::Gateway;
 use crate::error::{ClientError, ErrorCode};
+use crate::metrics::METRICS;
 use crate::problem::Problem;
 
 /// Before the token in a header.
@@ -140,7 +141,10 @@ pub fn authenticate(
         }
         None => Some(String::new()),
     };
-    let caller = gateway.config.caller(token.as_deref()).map_err(|error| error.message)?;
+    let caller = gateway.config.caller(token.as_deref()).map_err(|error| {
+        METRICS.refuse(error.code);
+        error.message
+    })?;
     // Extensions cost memory: visitors have none.
     if caller.subject.is_some() {
         socket.extensions.insert(caller);

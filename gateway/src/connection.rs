@@ -248,8 +248,20 @@ impl Answer {
 
     /// Answers with an error, if the client waits for it.
     pub fn refuse(self, error: &ClientError) {
+        self.refuse_with(error, &Refusal { error });
+    }
+
+    /// The same in the form that an error has for this event. Whatever a socket is refused goes through here
+    /// or [`Answer::refuse_by_event`], so that all of it is counted.
+    pub fn refuse_with<T: Serialize>(self, error: &ClientError, answer: &T) {
         METRICS.refuse(error.code);
-        self.send(&Refusal { error });
+        self.send(answer);
+    }
+
+    /// Emits an error as an event of its own: where no answer is waited for.
+    pub fn refuse_by_event<T: Serialize>(self, error: &ClientError, event: &str, data: &T) {
+        METRICS.refuse(error.code);
+        self.emit(event, data);
     }
 
     /// Emits an event to the client alone.

@@ -16,7 +16,6 @@ use crate::connection::{Answer, Connection};
 use crate::error::{ClientError, ErrorCode};
 use crate::known::Known;
 use crate::lane::Job;
-use crate::metrics::METRICS;
 use crate::payload::RawEvent;
 use crate::publisher::{OnItsWay, Publisher, Turn};
 
@@ -194,7 +193,6 @@ impl Asked {
         if self.answer.wanted {
             return self.answer.refuse(error);
         }
-        METRICS.refuse(error.code);
         let message_error = MessageError {
             event: match self.sender {
                 Sender::User => "user_message",
@@ -204,6 +202,6 @@ impl Asked {
             client_offset: self.client_offset.as_deref(),
             error,
         };
-        self.answer.emit("message_error", &message_error);
+        self.answer.refuse_by_event(error, "message_error", &message_error);
     }
 }

@@ -13,7 +13,7 @@ use crate::Gateway;
 use crate::auth::Action;
 use crate::client_info;
 use crate::connection::{Answer, Connection, ReadJob};
-use crate::error::{ClientError, ErrorCode};
+use crate::error::ClientError;
 use crate::history::{Snapshot, StoredMessage};
 use crate::known::Known;
 use crate::lane::Job;
@@ -51,7 +51,7 @@ struct Joined<'a> {
 pub fn refuse(event: &RawEvent, answer: Answer, error: &ClientError) {
     let payload: Payload = event.object().ok().flatten().unwrap_or_default();
     let given = payload.session_id.as_ref().and_then(serde_json::Value::as_str);
-    answer.send(&NotJoined { session_id: given, error });
+    NotJoined { session_id: given, error }.tell(answer);
 }
 
 /// The session could not be opened; the client keeps the id it gave.
@@ -60,6 +60,12 @@ pub fn refuse(event: &RawEvent, answer: Answer, error: &ClientError) {
 struct NotJoined<'a> {
     session_id: Option<&'a str>,
     error: &'a ClientError,
+}
+
+impl NotJoined<'_> {
+    fn tell(self, answer: Answer) {
+        answer.refuse_with(self.error, &self);
+    }
 }
 
 /// An `init_session` that waits for its turn.
@@ -90,16 +96,15 @@ pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, answer: A
     let payload: Payload = event.object().ok().flatten().unwrap_or_default();
     let given = payload.session_id.and_then(|id| id.as_str().map(str::to_owned));
     if let Err(error) = connection.caller.may(Action::InitSession) {
-        return answer.send(&NotJoined { session_id: given.as_deref(), error: &error });
+        return NotJoined { session_id: given.as_deref(), error: &error }.tell(answer);
     }
     if connection.gateway.stop.is_cancelled() {
-        METRICS.refuse(ErrorCode::Unavailable);
         let error = ClientError::stopping();
-        return answer.send(&NotJoined { session_id: given.as_deref(), error: &error });
+        return NotJoined { session_id: given.as_deref(), error: &error }.tell(answer);
     }
     let session = given.as_deref().and_then(|text| SessionId::parse(text).ok());
     if let Err(error) = connection.room(session) {
-        return answer.send(&NotJoined { session_id: given.as_deref(), error: &error });
+        return NotJoined { session_id: given.as_deref(), error: &error }.tell(answer);
     }
     let after = payload.after.map(|after| after.as_str().unwrap_or_default().to_owned());
     if let Some(session) = session {
@@ -230,8 +235,7 @@ impl SessionJob {
     }
 
     fn refuse(self, error: &ClientError) {
-        METRICS.refuse(error.code);
-        self.answer.send(&NotJoined { session_id: self.given.as_deref(), error });
+        NotJoined { session_id: self.given.as_deref(), error }.tell(self.answer);
     }
 }
 

@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use tests::{Stack, eventually};
+use serde_json::{Value, json};
+use tests::{JsClients, Stack, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -39,6 +40,61 @@ async fn every_limit_answers_with_a_typed_error_and_disturbs_nobody() {
     let env: Vec<_> = LIMITS.into_iter().chain([("METRICS_URL", &*metrics)]).collect();
     stack.node_test("limits.test.mjs", &env).await;
     assert!(!stack.gateway(0).logs().contains("TRUSTED_PROXIES"), "{}", stack.gateway(0).logs());
+}
+
+/// How many were refused so, as the gateway counts them.
+async fn refused(stack: &Stack, code: &str) -> u64 {
+    let metrics = stack.http().get(stack.gateway(0).ops_url("/metrics")).send().await.unwrap();
+    let name = format!("chat_gateway_refused_total{{code=\"{code}\"}} ");
+    let metrics = metrics.text().await.unwrap();
+    let count = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
+#[tokio::test]
+async fn every_refusal_is_counted_whatever_was_asked_for() {
+    let limits = [
+        ("MESSAGES_BURST", "20"),
+        ("MESSAGES_PER_SECOND", "1"),
+        ("ROOMS_PER_SOCKET", "1"),
+        ("LIMITS", "on"),
+    ];
+    let builder = Stack::builder().gateway_env("JWT_SECRET", &"x".repeat(32));
+    let builder = limits.iter().fold(builder, |builder, (name, value)| builder.env(name, value));
+    let stack = builder.start().await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
+    let code = |answer: &Value| answer["error"]["code"].as_str().map(str::to_owned);
+    client.stay(None).await;
+    // For lack of room.
+    let elsewhere = json!({ "sessionId": "22222222-2222-4222-8222-222222222222" });
+    let answer = client.ask("init_session", elsewhere).await;
+    assert_eq!(code(&answer).as_deref(), Some("too_large"), "{answer}");
+    assert_eq!(refused(&stack, "too_large").await, 1);
+    // For lack of a role: an event of an inbox, a request, a connection.
+    let answer = client.ask("admin-connect", Value::Null).await;
+    assert_eq!(code(&answer).as_deref(), Some("unauthorized"), "{answer}");
+    assert_eq!(refused(&stack, "unauthorized").await, 1);
+    let chats = stack.http().get(stack.url("/api/chats")).send().await.unwrap();
+    assert_eq!((chats.status().as_u16(), refused(&stack, "unauthorized").await), (401, 2));
+    connect_with_bad_token(&stack).await;
+    assert_eq!(refused(&stack, "unauthorized").await, 3);
+    // For coming too fast.
+    let answers = client.burst("init_session", vec![json!({}); 40]).await;
+    let too_fast = |answer: &&Value| code(answer).as_deref() == Some("rate_limited");
+    let too_fast = answers.iter().filter(too_fast).count() as u64;
+    assert!(too_fast >= 10, "{answers:?}");
+    assert_eq!(refused(&stack, "rate_limited").await, too_fast);
+}
+
+/// By polling, packet by packet: `40` connects, `44` is a `connect_error`.
+async fn connect_with_bad_token(stack: &Stack) {
+    let url = stack.url("/socket.io/?EIO=4&transport=polling");
+    let opened = stack.http().get(&url).send().await.unwrap().text().await.unwrap();
+    let opened: Value = serde_json::from_str(&opened[1..]).unwrap();
+    let url = format!("{url}&sid={}", opened["sid"].as_str().unwrap());
+    stack.http().post(&url).body(r#"40{"token":"nonsense"}"#).send().await.unwrap();
+    let answer = stack.http().get(&url).send().await.unwrap().text().await.unwrap();
+    assert!(answer.contains("44{"), "{answer}");
 }
 
 #[tokio::test]
