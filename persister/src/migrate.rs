@@ -202,7 +202,8 @@ async fn rows_to_write(
     }
     let count = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {name}"));
     let count: i64 = sqlx::query_scalar(count).fetch_one(&mut *connection).await?;
-    Ok(Some(format!("it writes the {count} rows of \"{table}\", which is locked meanwhile")))
+    let words = || format!("it writes the {count} rows of \"{table}\", which is locked meanwhile");
+    Ok((count > 0).then(words))
 }
 
 /// Whether this role may make tables; one with fewer rights finds them made.

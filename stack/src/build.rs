@@ -18,12 +18,17 @@ pub fn cargo() -> OsString {
     env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-/// Builds all programs of the workspace, and reports about them on standard output. The whole
-/// workspace is named so that `cargo up` and the tests share what is built.
-pub fn args(release: bool) -> Vec<&'static str> {
+/// What `cargo up` runs. The tests and what only they need are left out; that the rest has the same
+/// features with and without them, so that it is built once, is held by a test.
+pub const SERVICES: &[&str] = &["--package", "gateway", "--package", "persister"];
+/// Everything, for the tests.
+pub const WORKSPACE: &[&str] = &["--workspace"];
+
+/// Builds the programs of these packages, and reports about them on standard output.
+pub fn args(packages: &[&'static str], release: bool) -> Vec<&'static str> {
     let profile = release.then_some("--release");
-    let fixed = ["build", "--workspace", "--bins", "--message-format=json-render-diagnostics"];
-    fixed.into_iter().chain(profile).collect()
+    let fixed = ["build", "--bins", "--message-format=json-render-diagnostics"];
+    fixed.into_iter().chain(packages.iter().copied()).chain(profile).collect()
 }
 
 /// Our environment without what cargo put there.

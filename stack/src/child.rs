@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 
+use crate::prefix::LastWords;
 use crate::{stats, wait};
 
 /// After SIGKILL the kernel needs a moment to take a process apart.
@@ -21,11 +22,18 @@ pub struct Child {
     name: String,
     id: u32,
     process: Mutex<process::Child>,
+    words: LastWords,
 }
 
 impl Child {
-    pub(crate) fn new(name: &str, process: process::Child) -> Self {
-        Self { name: name.to_owned(), id: process.id(), process: Mutex::new(process) }
+    pub(crate) fn new(name: &str, process: process::Child, words: LastWords) -> Self {
+        Self { name: name.to_owned(), id: process.id(), process: Mutex::new(process), words }
+    }
+
+    /// Why it ended, in its own words, if it said so and nobody has shown it.
+    pub fn last_words(&self) -> Option<String> {
+        let words = self.words.take().join("\n");
+        Some(words.trim().to_owned()).filter(|words| !words.is_empty())
     }
 
     /// What it is called.

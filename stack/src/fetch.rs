@@ -10,6 +10,7 @@ use anyhow::{Context, Error, Result};
 
 use crate::lock::Lock;
 use crate::machine::Machine;
+use crate::progress::Progress;
 use crate::tool;
 
 /// Long enough for 60 MB over a slow line.
@@ -66,17 +67,25 @@ pub fn wheel(machine: &Machine, wheel: Wheel) -> Result<PathBuf> {
 
 /// Installs beside the target and renames, so that a killed pip leaves nothing half done in place.
 fn install(wheel: Wheel, folder: &Path, target: &Path) -> Result<()> {
-    eprintln!("fetching {} …", wheel.pin());
     let unfinished = folder.join(format!("unfinished-{}", process::id()));
+    // pip downloads here, where it can be seen growing.
+    let download = folder.join(format!("download-{}", process::id()));
     let requirements = folder.join(format!("{}.txt", wheel.pin()));
     fs::write(&requirements, wheel.requirements())?;
     clear(&unfinished)?;
-    let result = pip(&requirements, &unfinished).and_then(|()| readable_by_all(&unfinished));
+    clear(&download)?;
+    fs::create_dir_all(&download)?;
+    let progress = Progress::new(wheel.pin(), &download);
+    let result =
+        pip(&requirements, &unfinished, &progress).and_then(|()| readable_by_all(&unfinished));
+    clear(&download)?;
     if let Err(error) = result {
         clear(&unfinished)?;
         return Err(error);
     }
-    fs::rename(&unfinished, target).context("cannot move the fetched files into place")
+    fs::rename(&unfinished, target).context("cannot move the fetched files into place")?;
+    progress.done();
+    Ok(())
 }
 
 fn clear(folder: &Path) -> Result<()> {
@@ -87,24 +96,27 @@ fn clear(folder: &Path) -> Result<()> {
 }
 
 /// Tries each pip; the answer of the last one that could be started counts.
-fn pip(requirements: &Path, target: &Path) -> Result<()> {
+fn pip(requirements: &Path, target: &Path, progress: &Progress) -> Result<()> {
     let mut trouble = Error::msg("no Python with pip on PATH");
     for pip in PIPS.into_iter().filter(|pip| is_on_path(pip[0])) {
-        match tool::run(install_command(pip, requirements, target), FETCH_WITHIN) {
-            Ok(_) => return Ok(()),
+        let command = install_command(pip, requirements, target, progress.folder());
+        match tool::run_watched(command, FETCH_WITHIN, |said| progress.look(said)) {
+            Ok(()) => return Ok(()),
             Err(error) => trouble = last_line(&error),
         }
     }
     Err(trouble)
 }
 
-fn install_command(pip: &[&str], requirements: &Path, target: &Path) -> Command {
+fn install_command(pip: &[&str], requirements: &Path, target: &Path, download: &Path) -> Command {
     let mut command = Command::new(pip[0]);
     command.args(&pip[1..]);
-    command.args(["install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]);
+    command.args(["install", "--progress-bar=off", "--disable-pip-version-check"]);
+    command.args(["--no-input", "--no-deps"]);
     command.args(["--only-binary=:all:", "--require-hashes", "-r"]).arg(requirements);
     command.arg("--target").arg(target);
     // Settings of the user that contradict --target.
+    command.env("TMPDIR", download).env("NO_COLOR", "1");
     command.env("PIP_USER", "0").env("PIP_REQUIRE_VIRTUALENV", "0");
     command
 }

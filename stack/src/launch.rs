@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 
 use crate::child::Child;
 use crate::machine::Machine;
-use crate::prefix;
+use crate::prefix::{self, LastWords, Lines};
 use crate::user::User;
 
 /// The hidden subcommand that turns into another program.
@@ -50,8 +50,8 @@ pub enum Output {
     File(PathBuf),
     /// Standard output to a new file, errors where ours go.
     Report(PathBuf),
-    /// To our standard error, each line behind the program's name; except lines with such a text.
-    Prefixed(&'static [&'static str]),
+    /// To our standard error, each line behind the program's name.
+    Prefixed(Lines),
 }
 
 /// A program to start.
@@ -107,11 +107,12 @@ impl Program {
         self.describe(&mut command)?;
         let mut child = from_lasting_thread(command)
             .with_context(|| format!("cannot start {} ({})", self.name, self.file.display()))?;
-        if let Output::Prefixed(except) = self.output {
-            prefix::forward(&self.name, &mut child, except);
-        }
+        let words = match self.output {
+            Output::Prefixed(lines) => prefix::forward(&self.name, &mut child, lines),
+            _ => LastWords::default(),
+        };
         self.note_pid(&child)?;
-        Ok(Child::new(&self.name, child))
+        Ok(Child::new(&self.name, child, words))
     }
 
     #[cfg(target_os = "linux")]

@@ -2,13 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::wait;
 
@@ -42,6 +43,45 @@ pub fn run_fed(mut command: Command, input: fs::File, within: Duration) -> Resul
 pub fn run_visibly(mut command: Command, within: Duration) -> Result<String> {
     command.stdin(Stdio::null());
     finish_reading(command, within)
+}
+
+/// Runs `command` and shows `look` again and again what it has printed so far; a failure carries its
+/// standard error.
+pub fn run_watched(
+    mut command: Command,
+    within: Duration,
+    mut look: impl FnMut(&str),
+) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+    let said = Arc::new(Mutex::new(String::new()));
+    let printed = child.stdout.take().map(|pipe| note_lines(pipe, Arc::clone(&said)));
+    let complained = reader(child.stderr.take());
+    let ended = wait::until(within, &format!("{name} to end"), || {
+        look(&said.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(child.try_wait()?)
+    });
+    if ended.is_err() {
+        child.kill()?;
+        child.wait()?;
+    }
+    let status = ended?;
+    // What was printed last is shown too.
+    printed.map(JoinHandle::join);
+    look(&said.lock().unwrap_or_else(PoisonError::into_inner));
+    ensure!(status.success(), "{name} failed ({status}): {}", text_of(complained).trim());
+    Ok(())
+}
+
+fn note_lines(pipe: impl Read + Send + 'static, said: Arc<Mutex<String>>) -> JoinHandle<()> {
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+            said.push_str(&line);
+            said.push('\n');
+        }
+    })
 }
 
 fn finish_reading(mut command: Command, within: Duration) -> Result<String> {

@@ -63,7 +63,7 @@ fn build_once_per_run() -> Result<String> {
 fn build() -> Result<String> {
     let release = !cfg!(debug_assertions);
     let mut cargo = Command::new(build::cargo());
-    cargo.args(build::args(release)).arg("--quiet").current_dir(workspace());
+    cargo.args(build::args(build::WORKSPACE, release)).arg("--quiet").current_dir(workspace());
     cargo.env_clear().envs(build::environment());
     tool::run_visibly(cargo, BUILDS_WITHIN)
 }

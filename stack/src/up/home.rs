@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use stack::lock::Lock;
 use stack::machine::Machine;
 use stack::run_dir::{self, RunDir};
@@ -15,6 +15,9 @@ use super::settings::Settings;
 /// For the owner alone; another user who runs Postgres must be able to pass.
 const PRIVATE: u32 = 0o700;
 const PASSABLE: u32 = 0o711;
+
+/// The file with the addresses and passwords of the running servers.
+pub(crate) const URLS: &str = "urls.env";
 
 /// A folder that no other stack uses at the same time.
 #[derive(Debug)]
@@ -61,6 +64,19 @@ impl Home {
     pub(crate) fn is_fresh(&self) -> bool {
         matches!(self.keep, Keep::Fresh(_))
     }
+}
+
+/// The folder of the stack that runs with these settings.
+pub(crate) fn of_running(machine: &Machine, settings: &Settings) -> Result<PathBuf> {
+    let path = data_folder(machine, settings)?.join(settings.port.to_string());
+    let is_free = || Ok::<_, Error>(Lock::try_exclusive(&path.join("lock"))?.is_some());
+    if !path.join(URLS).exists() || is_free()? {
+        bail!(
+            "no stack runs on port {}: start it with `cargo up`, in another terminal",
+            settings.port
+        );
+    }
+    Ok(path)
 }
 
 fn make(machine: &Machine, path: &Path) -> Result<()> {

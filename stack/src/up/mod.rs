@@ -10,6 +10,7 @@ mod servers;
 mod services;
 mod settings;
 mod signals;
+mod tools;
 
 use std::env;
 use std::process::ExitCode;
@@ -33,6 +34,9 @@ pub(crate) fn run() -> Result<ExitCode> {
     let options = Options::parse();
     let machine = Machine::detect(env::current_exe()?)?;
     let settings = Settings::read(&options)?;
+    if let Some(tool) = &options.tool {
+        return tools::run(&machine, &settings, &options, tool);
+    }
     let home = Home::open(&machine, &settings, &options)?;
     services::refuse_taken_ports(&settings, &options)?;
     let signals = Signals::listen(&home)?;

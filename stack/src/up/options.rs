@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 /// Starts the whole chat on this machine: Postgres, NATS with JetStream, persisters and gateways.
 ///
@@ -32,6 +32,29 @@ pub(crate) struct Options {
     /// then stop everything and end with its exit code
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+    /// What to run against the stack that runs already on this port
+    #[command(subcommand)]
+    pub tool: Option<Tool>,
+}
+
+/// Programs that find the running stack by themselves.
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+pub(crate) enum Tool {
+    /// Opens psql on the database of the stack that runs; arguments are psql's
+    #[command(disable_help_flag = true)]
+    Psql {
+        /// As `psql --help` has them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Runs a command of the persister: dead-letters, sessions, migrate, …
+    #[command(disable_help_flag = true)]
+    Persister {
+        /// As `cargo up persister --help` has them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        args: Vec<OsString>,
+    },
 }
 
 const DATA: &str = "\

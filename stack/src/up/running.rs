@@ -1,5 +1,6 @@
 //! A stack while it runs.
 
+use std::fmt::Write;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use stack::build::Programs;
 use stack::machine::Machine;
+use stack::style::{Paint, Style};
 
 use super::home::Home;
 use super::options::Options;
@@ -17,6 +19,9 @@ use super::signals::Signals;
 
 /// How often we look whether everything still runs.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// As wide as the longest name of the closing block.
+const NAME_WIDTH: usize = 8;
 
 /// All that was started so far.
 #[derive(Debug)]
@@ -51,30 +56,64 @@ impl Running {
         for (number, port) in (1..).zip(settings.ports(options)) {
             self.gateways.push(maker.gateway(number, port)?);
         }
-        for service in self.persisters.iter().chain(&self.gateways) {
+        for service in self.services() {
             service.wait_ready(|| self.signals.check().and_then(|()| self.check()))?;
         }
         self.url = format!("http://{}", settings.address(settings.port));
         self.announce(settings, options, home);
-        for service in self.persisters.iter().chain(&self.gateways) {
-            eprintln!("{}", service.metrics());
-        }
         Ok(())
     }
 
+    fn services(&self) -> impl Iterator<Item = &Service> {
+        self.gateways.iter().chain(&self.persisters)
+    }
+
+    /// Standard output is the command's, if one is to run.
     fn announce(&self, settings: &Settings, options: &Options, home: &Home) {
-        let more = match settings.ports(options).last() {
-            Some(last) if last > settings.port => format!(" and on, up to port {last}"),
-            _ => String::new(),
-        };
-        let fate = if home.is_fresh() { " (removed at the end)" } else { "" };
-        let line = format!("ready: {}{more}, data in {}{fate}", self.url, home.path().display());
         if options.command.is_empty() {
-            println!("{line}, Ctrl-C stops");
+            println!("{}", self.block(settings, options, home, Style::of_output()));
         } else {
-            // Standard output is the command's.
-            eprintln!("{line}");
+            eprintln!("{}", self.block(settings, options, home, Style::of_errors()));
         }
+    }
+
+    /// Everything that one wants to know of what runs now, a line each.
+    fn block(&self, settings: &Settings, options: &Options, home: &Home, style: Style) -> String {
+        let place = home.path().display();
+        let chats: Vec<_> = settings
+            .ports(options)
+            .map(|port| format!("http://{}", settings.address(port)))
+            .collect();
+        let fate = if home.is_fresh() { "  (removed at the end)" } else { "" };
+        let port = if settings.is_default_port() {
+            String::new()
+        } else {
+            format!(" --port {}", settings.port)
+        };
+        let database = match self.servers.database() {
+            shown if home.is_fresh() => shown,
+            shown => format!("{shown}  cargo up{port} psql, or {place}/urls.env"),
+        };
+        let stop = if options.command.is_empty() { "Ctrl-C" } else { "with the command" };
+        let metrics: Vec<_> = self.services().map(Service::metrics).collect();
+        let entries = [
+            ("Chat", chats.join("\n")),
+            ("Docs", format!("{}/docs", self.url)),
+            ("Database", database),
+            ("Metrics", metrics.join("\n")),
+            ("Data", format!("{place}{fate}")),
+            ("Stop", stop.to_owned()),
+        ];
+        let mut block = format!("\n  {}\n", style.paint(Paint::Good, "ready"));
+        for (name, values) in entries {
+            let mut name = style.paint(Paint::Strong, &format!("{name:NAME_WIDTH$}"));
+            for value in values.lines() {
+                // Writing to memory cannot fail.
+                let _ = writeln!(block, "  {name}  {value}");
+                name = " ".repeat(NAME_WIDTH);
+            }
+        }
+        block
     }
 
     /// Waits until we are asked to stop; an error if something ends before.
@@ -91,12 +130,7 @@ impl Running {
         if let Some((name, status)) = self.servers.ended()? {
             bail!("{name} ended ({status})");
         }
-        for service in self.persisters.iter().chain(&self.gateways) {
-            if let Some(status) = service.ended()? {
-                bail!("{} ended ({status})", service.name());
-            }
-        }
-        Ok(())
+        self.services().try_for_each(Service::check)
     }
 
     /// Where the first gateway answers.

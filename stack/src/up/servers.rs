@@ -13,10 +13,11 @@ use stack::machine::Machine;
 use stack::nats::{self, Nats};
 use stack::port::Port;
 use stack::postgres::{self, Postgres};
+use stack::prefix::Lines;
 use stack::secret;
 use url::Url;
 
-use super::home::Home;
+use super::home::{Home, URLS};
 use super::settings::Settings;
 
 const POSTGRES_PORT: u16 = 5432;
@@ -65,7 +66,7 @@ impl Servers {
             postgres.start()?;
         }
         let urls = format!("DATABASE_URL={}\nNATS_URL={}\n", self.database_url(), self.nats_url());
-        secret::write(&home.path().join("urls.env"), &urls)
+        secret::write(&home.path().join(URLS), &urls)
     }
 
     /// Stops our own ones, the log before what it is stored in.
@@ -83,6 +84,16 @@ impl Servers {
             Server::Given(url) => url.clone(),
             Server::Own(postgres) => postgres.data_url(),
         }
+    }
+
+    /// Where the database is, without its password.
+    pub(crate) fn database(&self) -> String {
+        let url = self.database_url();
+        let Ok(mut shown) = Url::parse(&url) else { return String::new() };
+        // Neither can fail for a URL that has a password.
+        let _ = shown.set_password(None);
+        shown.set_query(None);
+        shown.into()
     }
 
     pub(crate) fn nats_url(&self) -> String {
@@ -116,7 +127,7 @@ fn own_postgres(machine: &Machine, home: &Home) -> Result<Postgres> {
         Cluster::lasting(machine, home.path())?
     };
     let settings = postgres::Settings {
-        output: Output::Prefixed(POSTGRES_CHATTER),
+        output: Output::Prefixed(Lines::Except(POSTGRES_CHATTER)),
         ..postgres::Settings::default()
     };
     Ok(Postgres::new(machine, cluster, same_port(home.path(), "postgres")?, settings))
@@ -125,7 +136,7 @@ fn own_postgres(machine: &Machine, home: &Home) -> Result<Postgres> {
 fn own_nats(machine: &Machine, home: &Path) -> Result<Nats> {
     let settings = nats::Settings {
         password: true,
-        output: Output::Prefixed(NATS_CHATTER),
+        output: Output::Prefixed(Lines::Except(NATS_CHATTER)),
         ..nats::Settings::default()
     };
     Nats::new(machine, &home.join("nats"), same_port(home, "nats")?, settings)

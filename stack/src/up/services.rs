@@ -1,7 +1,6 @@
 //! The persisters and gateways.
 
 use std::net::{SocketAddr, TcpListener};
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
@@ -10,6 +9,7 @@ use stack::child::{Child, Signal};
 use stack::launch::{Output, Program};
 use stack::machine::Machine;
 use stack::port::Port;
+use stack::prefix::Lines;
 use stack::wait;
 
 use super::home::Home;
@@ -67,7 +67,7 @@ impl Maker<'_> {
             clean_env: true,
             env: build::environment().collect(),
             folder: Some(self.settings.project.clone()),
-            output: Output::Prefixed(&[]),
+            output: Output::Prefixed(Lines::OfService),
             pid_folder: Some(self.home.path().join("pids")),
             ..Program::new(format!("{name}-{number}"), self.programs.path(name)?)
         };
@@ -83,11 +83,16 @@ impl Service {
 
     /// Where it tells operators of itself.
     pub(crate) fn metrics(&self) -> String {
-        format!("{}: http://{}/metrics", self.name(), self.ops)
+        format!("http://{}/metrics  {}", self.ops, self.name())
     }
 
-    pub(crate) fn ended(&self) -> Result<Option<ExitStatus>> {
-        self.child.ended()
+    /// An error that says why, if it ended.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Some(status) = self.child.ended()? else { return Ok(()) };
+        match self.child.last_words() {
+            Some(words) => bail!(words),
+            None => bail!("{} ended ({status})", self.name()),
+        }
     }
 
     /// Waits until it takes work, as long as `check` finds nothing wrong.

@@ -18,6 +18,8 @@ pub(crate) struct Settings {
     pub project: PathBuf,
     /// The port of the first gateway.
     pub port: u16,
+    /// The same without `--port`.
+    own_port: u16,
     /// Where the gateways can be reached from here.
     pub host: IpAddr,
     /// A Postgres that is not ours.
@@ -38,7 +40,8 @@ impl Settings {
             given.filter(|value| !value.is_empty())
         };
         let server = |name: &str| value(name).filter(|_| !options.fresh);
-        let port = options.port.map_or_else(|| port(value("PORT")), Ok)?;
+        let own_port = port(value("PORT"))?;
+        let port = options.port.unwrap_or(own_port);
         if port.checked_add(options.gateways - 1).is_none() {
             bail!(
                 "port {port} leaves no room for {} gateways: choose a lower one",
@@ -47,12 +50,18 @@ impl Settings {
         }
         Ok(Self {
             port,
+            own_port,
             host: reachable(value("HOST")),
             database_url: server("DATABASE_URL"),
             nats_url: server("NATS_URL"),
             data_dir: value("DATA_DIR").map(|folder| project.join(folder)),
             project,
         })
+    }
+
+    /// Whether `cargo up` without `--port` means this one.
+    pub(crate) fn is_default_port(&self) -> bool {
+        self.port == self.own_port
     }
 
     /// The ports of all gateways.

@@ -1,5 +1,6 @@
 //! `cargo up`, as a person or a script uses it.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,10 +48,15 @@ impl Place {
         };
         let child = up.start(&machine()).unwrap();
         eventually(STARTS_WITHIN, "cargo up says that it is ready", async || {
-            fs::read_to_string(&said).unwrap().contains("ready: http://")
+            fs::read_to_string(&said).unwrap().contains("  Stop ")
         })
         .await;
         child
+    }
+
+    /// What it said when everything ran.
+    fn said(&self) -> String {
+        fs::read_to_string(self.folder.path().join("said")).unwrap()
     }
 
     fn args(&self) -> Vec<String> {
@@ -120,4 +126,68 @@ async fn what_is_wrong_is_said_in_one_line() {
     let run = place.run(&[], &away);
     assert!(text(&run.stderr).starts_with("DATABASE_URL points at"), "{}", text(&run.stderr));
     assert_eq!(text(&run.stderr).trim().lines().count(), 1, "{}", text(&run.stderr));
+}
+
+#[tokio::test]
+async fn what_runs_is_said_in_one_block_and_its_tools_find_it() {
+    let place = Place::new();
+    let nothing = place.run(&["psql"], "");
+    assert!(text(&nothing.stderr).starts_with("no stack runs on port "), "{nothing:?}");
+    let up = place.start().await;
+    let said = place.said();
+    let url = format!("http://127.0.0.1:{}", place.port.number());
+    for line in [format!("Chat      {url}"), format!("Docs      {url}/docs")] {
+        assert!(said.contains(&line), "{said}");
+    }
+    assert_eq!(said.matches("/metrics").count(), 2, "{said}");
+    assert!(!said.contains('\x1b') && !said.contains("chat:"), "plain, and no password: {said}");
+
+    let psql = place.run(&["psql", "-X", "-A", "-t", "-c", "SELECT 6 * 7"], "");
+    assert_eq!(text(&psql.stdout).trim(), "42", "{}", text(&psql.stderr));
+    let status = place.run(&["persister", "migrate", "status"], "");
+    assert!(text(&status.stdout).starts_with("applied  1  "), "{}", text(&status.stderr));
+    let none = place.run(&["persister", "dead-letters", "list"], "");
+    assert!(text(&none.stderr).contains("there are no dead letters"), "{}", text(&none.stderr));
+    let wrong = place.run(&["persister", "dead-letters", "show", "7"], "");
+    assert_eq!(wrong.status.code(), Some(1));
+    assert_eq!(text(&wrong.stderr).trim(), "there is no dead letter 7");
+    up.stop(stack::child::Signal::TERM, ENDS_WITHIN).unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_setting_is_the_last_line_and_is_said_once() {
+    let place = Place::new();
+    let mut command = Command::new(program("stack"));
+    command.args(place.args()).arg("--fresh").envs(place.env()).env("PARTITIONS", "many");
+    let run = command.output().unwrap();
+    let said = text(&run.stderr);
+    assert_eq!(run.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("PARTITIONS").count(), 1, "{said}");
+    assert!(said.trim().lines().last().unwrap().starts_with("PARTITIONS: "), "{said}");
+    assert!(!said.contains('\x1b'), "{said}");
+}
+
+/// Packages with their features, as they are built for these.
+fn built_for(packages: &[&str]) -> BTreeSet<String> {
+    let mut cargo = Command::new(stack::build::cargo());
+    let tree = ["tree", "--locked", "--edges=normal,no-proc-macro", "--prefix=none", "--no-dedupe"];
+    cargo.args(tree).args(["--format={p} [{f}]"]).args(packages);
+    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout).lines().map(|line| line.replace(" (*)", "")).collect()
+}
+
+#[test]
+fn only_what_runs_is_built_and_nothing_twice() {
+    let services = built_for(stack::build::SERVICES);
+    for tests_only in ["tests v", "jsonschema v", "reqwest v", "proptest v"] {
+        assert!(!services.iter().any(|one| one.starts_with(tests_only)), "{tests_only}");
+    }
+    let everything = built_for(stack::build::WORKSPACE);
+    let other: Vec<_> = services.difference(&everything).collect();
+    assert!(
+        other.is_empty(),
+        "`cargo test` builds these with more features; ask for them in the services, too: {other:#?}"
+    );
 }
