@@ -292,7 +292,9 @@ describe("the documentation", { concurrency: true }, () => {
     const page = await response.text();
     assert.doesNotMatch(page, /<(script|link|img|iframe|object|embed)\b|\bsrc=|@import|url\(|\son\w+=/i);
     const { paths } = await (await get("/openapi.json")).json();
-    for (const path of Object.keys(paths)) assert.ok(page.includes(`<code>${path}</code>`), path);
+    // A path may be broken behind its slashes, for narrow windows.
+    const unbroken = page.replaceAll("<wbr>", "");
+    for (const path of Object.keys(paths)) assert.ok(unbroken.includes(`<code>${path}</code>`), path);
     const anchors = [...page.matchAll(/href="?#([^">\s]+)/g)].map(([, name]) => name);
     assert.ok(anchors.length > 10);
     for (const name of anchors) assert.match(page, new RegExp(`id="?${name}[">]`), name);
