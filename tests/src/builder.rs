@@ -50,6 +50,8 @@ enum Source {
 enum Work {
     Waits,
     Busy,
+    /// Must not be slowed down by others.
+    Alone,
 }
 
 type Variables = Vec<(String, String)>;
@@ -197,6 +199,12 @@ impl Builder {
         Self { work: Work::Busy, ..self }
     }
 
+    /// The test must be faster than a time-out that nobody can set: it waits until all other tests are done.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self { work: Work::Alone, ..self }
+    }
+
     /// The services are made and not started.
     #[must_use]
     pub fn services_stopped(self) -> Self {
@@ -254,6 +262,7 @@ impl Builder {
         match self.work {
             Work::Waits => self.gateways + self.persisters + self.nats_servers - 1 + postgres,
             Work::Busy => Room::half(),
+            Work::Alone => Room::whole(),
         }
     }
 

@@ -241,7 +241,8 @@ async fn what_is_left_of_erased_sessions_in_the_log_is_counted_until_it_is_gone(
 
 #[tokio::test]
 async fn who_comes_back_and_what_was_missed_and_who_does_not_read_is_counted() {
-    let stack = Stack::builder().busy().proxy(Link::GatewayNats).start().await;
+    // The deaf client's queue must be full before the kernel gives its connection up.
+    let stack = Stack::builder().alone().proxy(Link::GatewayNats).start().await;
     let gateway = stack.gateway(0);
     let js_clients = JsClients::start().await;
     let client = js_clients.client(&stack.url(""), &["websocket"]).await;
