@@ -185,7 +185,7 @@ const POSITIONS: &str = r#"
 /// How far each partition is stored, and by whom.
 const OFFSETS: &str = r#"SELECT "partition", "sequence", "owner"::text FROM "LogPartition""#;
 
-/// Rows of [`STORED_AFTER`] and of [`ERASED_AFTER`] at most. It stands there as a number: of a parameter the
+/// Rows of `STORED_AFTER` and of `ERASED_AFTER` at most. It stands there as a number: of a parameter the
 /// planner assumes a tenth of everything that is stored, and prepares for so many rows.
 pub const STRETCH: usize = 500;
 

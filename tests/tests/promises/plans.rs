@@ -109,7 +109,7 @@ impl Big {
     async fn start() -> Self {
         let stack = Stack::builder().own_postgres().busy().services_stopped().start().await;
         let database: Database = stack.database_url().parse().unwrap();
-        persister::migrate::run(&database).await.unwrap();
+        persister::migrate::run_within(&database, Duration::ZERO).await.unwrap();
         let store = Store::connect(&database, Uuid::from_u128(7));
         store.prepare_until_done(PartitionCount::DEFAULT, &Stop::new()).await.unwrap();
         stack.gateway(0).start().await;
