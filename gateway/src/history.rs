@@ -152,7 +152,7 @@ pub const LISTED: &str = r#"
     ) last ON true
     ORDER BY wanted."ord""#;
 
-/// A page of sessions as inboxes list them, newest first; of its two limits see [`SESSIONS`].
+/// A page of sessions as inboxes list them, newest first; of its two limits see `SESSIONS`.
 pub const NEWEST: &str = r#"
     SELECT s."id", s."sessionId", s."createdAt", last."lastSender", last."lastContent", last."lastAt"
     FROM (
