@@ -37,8 +37,14 @@ const SESSION_END: &[u8] = b"]}";
 
 /// Sessions read at a time.
 const SESSIONS_PAGE: u16 = 200;
-/// Messages read at a time; with the longest content a page takes 32 MB, usually 300 KB.
+/// Most messages read at a time.
 const MESSAGES_PAGE: u16 = 1_000;
+/// Messages read at first, when nobody knows how long they are.
+const FIRST_PAGE: u16 = 100;
+/// Most bytes of JSON at a time, unless one message has more: what a client costs that does not read.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// What a message has in JSON beside its content, at most.
+const AROUND_CONTENT_BYTES: usize = 256;
 /// Messages written before everybody else has a turn.
 const WRITTEN_AT_A_TIME: usize = 100;
 /// Most sessions that `limit` may ask for.
@@ -179,13 +185,6 @@ async fn page(
     if more {
         messages.remove(if backwards { 0 } else { usize::from(limit) });
     }
-    let mut json = b"[".to_vec();
-    let mut first = true;
-    for message in &messages {
-        separate(&mut json, &mut first);
-        write(&mut json, &message.to_message());
-    }
-    json.push(b']');
     let last = if backwards { messages.first() } else { messages.last() };
     let link = last.filter(|_| more).map(|last| {
         let limit = limit.to_string();
@@ -199,6 +198,20 @@ async fn page(
         }
         paging::next(&format!("/api/chats/{}", paging::encoded(session)), &query)
     });
+    let seqs = messages.first().zip(messages.last()).map_or(0..0, |(a, z)| a.seq..z.seq + 1);
+    if fitting(messages.iter(), CHUNK_BYTES) < messages.len() {
+        // Too much to wait for a client as a whole.
+        drop(messages);
+        let answer = OneChat::new(history, session.to_owned(), seqs).answer().await?;
+        return Ok((link, answer).into_response());
+    }
+    let mut json = b"[".to_vec();
+    let mut first = true;
+    for message in &messages {
+        separate(&mut json, &mut first);
+        write(&mut json, &message.to_message());
+    }
+    json.push(b']');
     Ok(([(header::CONTENT_TYPE, JSON)], link, json).into_response())
 }
 
@@ -260,6 +273,50 @@ struct OneChat {
     first: bool,
     /// Messages that the answer must still have, where that is known.
     missing: Option<i64>,
+    size: PageSize,
+}
+
+/// How many messages to read at a time, so that they make a chunk.
+#[derive(Clone, Copy)]
+struct PageSize {
+    asked: u16,
+}
+
+impl PageSize {
+    fn first() -> Self {
+        Self { asked: FIRST_PAGE }
+    }
+
+    /// Leaves of a page what fits into so much room; `true` if no others follow. As many as fitted are asked for next
+    /// time, and some more.
+    fn fit<T>(
+        &mut self,
+        page: &mut Vec<T>,
+        room: usize,
+        message: impl Fn(&T) -> &StoredMessage,
+    ) -> bool {
+        let kept = fitting(page.iter().map(message), room);
+        let is_last = page.len() < usize::from(self.asked) && kept == page.len();
+        let next =
+            if kept < page.len() { kept + kept / 4 + 1 } else { 4 * usize::from(self.asked) };
+        page.truncate(kept);
+        self.asked = u16::try_from(next).unwrap_or(MESSAGES_PAGE).min(MESSAGES_PAGE);
+        is_last
+    }
+}
+
+/// How many of these messages fit into so many bytes; at least one, if there is one.
+fn fitting<'a>(messages: impl Iterator<Item = &'a StoredMessage>, room: usize) -> usize {
+    let mut bytes = 0;
+    let mut fitting = 0;
+    for message in messages {
+        bytes += message.json_bytes() + AROUND_CONTENT_BYTES;
+        if bytes > room && fitting > 0 {
+            break;
+        }
+        fitting += 1;
+    }
+    fitting
 }
 
 impl OneChat {
@@ -274,6 +331,7 @@ impl OneChat {
             end: seqs.end,
             first: true,
             missing: None,
+            size: PageSize::first(),
         }
     }
 
@@ -287,35 +345,40 @@ impl OneChat {
         Ok(([(header::CONTENT_TYPE, JSON)], body).into_response())
     }
 
+    /// Reads until there is enough for a chunk: what fits into one is an answer as a whole.
     async fn next_chunk(&mut self) -> Result<Chunk, Broken> {
         let mut json = std::mem::take(&mut self.opening);
-        let page = self.page().await?;
-        let read = i64::try_from(page.len()).unwrap_or(i64::MAX);
-        self.missing = self.missing.map(|missing| missing - read);
-        for message in &page {
-            separate(&mut json, &mut self.first);
-            write(&mut json, &message.to_message());
-        }
-        match page.last() {
-            Some(last) if page.len() == usize::from(MESSAGES_PAGE) => {
-                self.start = last.seq + 1;
-                Ok(Chunk::More(json))
+        while json.len() < CHUNK_BYTES / 2 {
+            let (page, is_last) = self.page(CHUNK_BYTES - json.len()).await?;
+            let read = i64::try_from(page.len()).unwrap_or(i64::MAX);
+            self.missing = self.missing.map(|missing| missing - read);
+            for message in &page {
+                separate(&mut json, &mut self.first);
+                write(&mut json, &message.to_message());
             }
-            _ if self.missing.is_some_and(|missing| missing > 0) => Err(Broken::Erased),
-            _ => {
-                json.extend_from_slice(self.closing);
-                Ok(Chunk::Last(json))
+            match page.last() {
+                Some(last) if !is_last => self.start = last.seq + 1,
+                _ if self.missing.is_some_and(|missing| missing > 0) => return Err(Broken::Erased),
+                _ => {
+                    json.extend_from_slice(self.closing);
+                    return Ok(Chunk::Last(json));
+                }
             }
         }
+        Ok(Chunk::More(json))
     }
 
-    async fn page(&self) -> Result<Vec<StoredMessage>, sqlx::Error> {
+    /// The next messages, and whether they are the last.
+    async fn page(&mut self, room: usize) -> Result<(Vec<StoredMessage>, bool), sqlx::Error> {
         // Postgres refuses U+0000 in a text: no session can have such an id.
         if self.session.contains('\0') {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), true));
         }
         let _turn = self.history.turn().await?;
-        self.history.messages(&self.session, self.start..self.end, MESSAGES_PAGE).await
+        let seqs = self.start..self.end;
+        let mut page = self.history.messages(&self.session, seqs, self.size.asked).await?;
+        let is_last = self.size.fit(&mut page, room, |message| message);
+        Ok((page, is_last))
     }
 }
 
@@ -343,6 +406,7 @@ struct Pages {
     ids: Vec<String>,
     /// Behind which message the next page begins: the number of its session, from 1, and its `seq`.
     from: (i64, i64),
+    size: PageSize,
 }
 
 impl Pages {
@@ -352,11 +416,12 @@ impl Pages {
         if self.ids.is_empty() {
             return Ok(None);
         }
-        let messages = self.history.messages_of(&self.ids, self.from, MESSAGES_PAGE).await?;
+        let asked = self.size.asked;
+        let mut messages = self.history.messages_of(&self.ids, self.from, asked).await?;
+        let is_last = self.size.fit(&mut messages, CHUNK_BYTES, |row| &row.message);
         if let Some(last) = messages.last() {
             self.from = (last.ord, last.message.seq);
         }
-        let is_last = messages.len() < usize::from(MESSAGES_PAGE);
         if is_last {
             self.ids.clear();
         }
@@ -396,7 +461,15 @@ impl AllChats {
     fn new(history: History, behind: Option<Cursor>) -> Self {
         let (only, is_last, ids, from) = (None, false, Vec::new(), (1, -1));
         Self {
-            pages: Some(Pages { history, behind, only, is_last, ids, from }),
+            pages: Some(Pages {
+                history,
+                behind,
+                only,
+                is_last,
+                ids,
+                from,
+                size: PageSize::first(),
+            }),
             reading: JoinSet::new(),
             sessions: Vec::new(),
             begun: 0,

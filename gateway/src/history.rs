@@ -259,6 +259,16 @@ pub struct StoredMessage {
 }
 
 impl StoredMessage {
+    /// Length of the content as JSON writes it.
+    pub fn json_bytes(&self) -> usize {
+        let escaped = |byte: u8| match byte {
+            0..0x20 => 6,
+            b'"' | b'\\' => 2,
+            _ => 1,
+        };
+        self.content.bytes().map(escaped).sum()
+    }
+
     /// Where it stood in the log, if it came through the log.
     pub fn position(&self) -> Option<Position> {
         let sequence = self.log_sequence?.cast_unsigned();
