@@ -73,7 +73,8 @@ impl TrustedProxies {
         nearest
     }
 
-    fn trust(&self, address: IpAddr) -> bool {
+    /// Whether this canonical address is a proxy's.
+    pub fn trust(&self, address: IpAddr) -> bool {
         self.networks.iter().any(|network| network.contains(&address))
     }
 

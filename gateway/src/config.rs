@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -31,6 +32,10 @@ const HEADER_BYTES_MIN: usize = 1_024;
 const HEADER_BYTES_MAX: usize = 262_144;
 /// Longest times of HTTP connections, in seconds.
 const HTTP_SECONDS_MAX: u64 = 3_600;
+/// The same of slow clients.
+const SLOW_SECONDS_MAX: u32 = 3_600;
+/// No telephone line sends as much.
+const BYTES_PER_SECOND_MAX: u32 = 1_000_000;
 
 /// Settings that only the gateway has.
 pub const OWN: &[Setting] = &[
@@ -81,7 +86,8 @@ pub const OWN: &[Setting] = &[
     Setting {
         name: "LIMITS",
         default: "on",
-        help: "off takes the limits of messages, new sessions, sockets and handshakes away, for load tests; sizes stay",
+        help: "off takes the limits of messages, reads, new sessions, sockets, connections and handshakes away, for \
+               load tests; sizes and times stay",
     },
     Setting {
         name: "MESSAGES_PER_SECOND",
@@ -100,6 +106,16 @@ pub const OWN: &[Setting] = &[
         help: "Most messages of one client address over HTTP at once",
     },
     Setting {
+        name: "HTTP_READS_PER_SECOND",
+        default: "50",
+        help: "Most reads of histories and lists of one client address over HTTP per second in the long run",
+    },
+    Setting {
+        name: "HTTP_READS_BURST",
+        default: "500",
+        help: "Most reads of histories and lists of one client address over HTTP at once",
+    },
+    Setting {
         name: "NEW_SESSIONS_PER_MINUTE",
         default: "60",
         help: "Most new sessions of one client address per minute; an IPv6 client's address is its /64",
@@ -108,6 +124,12 @@ pub const OWN: &[Setting] = &[
         name: "SOCKETS_PER_ADDRESS",
         default: "200",
         help: "Most sockets of one client address at a time",
+    },
+    Setting {
+        name: "CONNECTIONS_PER_ADDRESS",
+        default: "500",
+        help: "Most TCP connections of one peer at a time, unless TRUSTED_PROXIES names it; never fewer than \
+               SOCKETS_PER_ADDRESS, never more than half of what the limit of open files leaves room for",
     },
     Setting {
         name: "HANDSHAKES_PER_MINUTE",
@@ -142,7 +164,19 @@ pub const OWN: &[Setting] = &[
     Setting {
         name: "HEADER_SECONDS",
         default: "15",
-        help: "Longest time that the headers of an HTTP request may take",
+        help: "Longest time that the headers of an HTTP request may take, and until the first request of a \
+               connection is there",
+    },
+    Setting {
+        name: "SLOW_SECONDS",
+        default: "20",
+        help: "How long the body of a request, or the reading of what is sent, may be slower than \
+               MIN_BYTES_PER_SECOND before the connection ends",
+    },
+    Setting {
+        name: "MIN_BYTES_PER_SECOND",
+        default: "1000",
+        help: "Least rate at which clients send the bodies of requests and read what is sent to them",
     },
     Setting {
         name: "IDLE_SECONDS",
@@ -173,7 +207,7 @@ pub struct Config {
     /// Time zone of the clock times in the agents' lists.
     pub inbox_zone: Zone,
     /// Whose word about a client's address is taken.
-    pub trusted_proxies: TrustedProxies,
+    pub trusted_proxies: Arc<TrustedProxies>,
     /// Who may do how much.
     pub limits: LimitSettings,
     /// Bounds of HTTP connections.
@@ -191,18 +225,46 @@ pub struct Config {
 pub struct HttpLimits {
     /// Most bytes of a request's headers.
     pub header_bytes: usize,
-    /// Longest time from a request's first byte to the end of its headers.
+    /// Longest time from a request's first byte to the end of its headers; of the first request, from the
+    /// beginning of the connection.
     pub header_time: Duration,
     /// Longest wait for a request.
     pub idle_time: Duration,
+    /// How fast clients send bodies and read.
+    pub least_rate: LeastRate,
+}
+
+/// The least rate at which something comes or goes.
+#[derive(Debug, Clone, Copy)]
+pub struct LeastRate {
+    /// The rate.
+    pub bytes_per_second: u32,
+    /// How long it may be less.
+    pub grace_seconds: u32,
+}
+
+impl LeastRate {
+    /// How long it may be less.
+    pub fn grace(self) -> Duration {
+        Duration::from_secs(self.grace_seconds.into())
+    }
+
+    /// What comes or goes at this rate in that time.
+    pub fn bytes_in_grace(self) -> u64 {
+        u64::from(self.bytes_per_second) * u64::from(self.grace_seconds)
+    }
 }
 
 impl HttpLimits {
     fn read(settings: &mut Settings) -> Self {
         let mut seconds = |name| Duration::from_secs(settings.number(name, 1..=HTTP_SECONDS_MAX));
         let (header_time, idle_time) = (seconds("HEADER_SECONDS"), seconds("IDLE_SECONDS"));
+        let least_rate = LeastRate {
+            bytes_per_second: settings.number("MIN_BYTES_PER_SECOND", 1..=BYTES_PER_SECOND_MAX),
+            grace_seconds: settings.number("SLOW_SECONDS", 1..=SLOW_SECONDS_MAX),
+        };
         let header_bytes = settings.number("MAX_HEADER_BYTES", HEADER_BYTES_MIN..=HEADER_BYTES_MAX);
-        Self { header_bytes, header_time, idle_time }
+        Self { header_bytes, header_time, idle_time, least_rate }
     }
 }
 
@@ -319,7 +381,7 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
         keys: keys(&mut settings),
         cors_origins: settings.get("CORS_ORIGINS"),
         inbox_zone: settings.get("INBOX_TZ"),
-        trusted_proxies: settings.optional("TRUSTED_PROXIES").unwrap_or_default(),
+        trusted_proxies: settings.optional("TRUSTED_PROXIES").map(Arc::new).unwrap_or_default(),
         limits: LimitSettings::read(&mut settings),
         http: HttpLimits::read(&mut settings),
         max_content_chars: settings.number("MAX_CONTENT_CHARS", 1..=CONTENT_CHARS_MAX),

@@ -1,10 +1,11 @@
-//! Who is let in to Socket.IO: the client's address, its origin, and a place for its connection.
+//! Who is let in to Socket.IO: the client's address, its origin, and a place for its connection. And how
+//! often what is stored is read.
 
 use std::sync::Arc;
 
 use axum::extract::{OriginalUri, Request, State};
 use axum::http::header::ORIGIN;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -15,6 +16,8 @@ use crate::problem::Problem;
 
 /// Where Socket.IO is served.
 const PATH: &str = "/socket.io";
+/// Where what is stored is read.
+const STORED: &str = "/api/";
 
 /// Lets only those requests to Socket.IO that may come; the others are no business of it.
 ///
@@ -29,6 +32,11 @@ pub async fn admit(
             return problem.into_response();
         }
         detach(&mut request);
+    } else if reads(&request)
+        && let Some(address) = gateway.config.trusted_proxies.client_of(&request)
+        && let Err(error) = gateway.limits.http_read(address)
+    {
+        return Problem::from(error).into_response();
     }
     next.run(request).await
 }
@@ -46,6 +54,12 @@ fn check(gateway: &Gateway, request: &mut Request) -> Result<(), Problem> {
         request.extensions_mut().insert(Arc::new(place));
     }
     Ok(())
+}
+
+/// Whether it reads what is stored, which costs Postgres time.
+fn reads(request: &Request) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && request.uri().path().starts_with(STORED)
 }
 
 /// Whether it begins a connection; all others name theirs.

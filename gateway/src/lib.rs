@@ -12,6 +12,7 @@ pub mod chats;
 pub mod client_info;
 pub mod config;
 pub mod connection;
+pub mod connection_slots;
 pub mod cut;
 pub mod delivery;
 pub mod docs_page;
@@ -44,6 +45,7 @@ pub mod progress;
 pub mod publisher;
 pub mod ready;
 pub mod recovery;
+pub mod request_body;
 pub mod rooms;
 pub mod routes;
 pub mod schema;
@@ -69,6 +71,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::ai_mode::AiModes;
 use crate::config::Config;
+use crate::connection_slots::ConnectionSlots;
 use crate::delivery::{Delivery, Positions};
 use crate::history::History;
 use crate::inboxes::Inboxes;
@@ -83,6 +86,7 @@ use crate::progress::ProgressWatch;
 use crate::publisher::Publisher;
 use crate::ready::Readiness;
 use crate::rooms::{Rooms, Saved};
+use crate::serve::Bounds;
 
 /// Longest wait for the answers to what clients asked before the stop; each has a bound of its own
 /// below it. A short deadline leaves half of itself to it.
@@ -186,7 +190,10 @@ async fn serve(
     let started = Stop::new();
     let mut starting = Tasks::default();
     let first = routes::starting(&config.cors_origins);
-    let first = serve::serve(listeners.clone(), first, config.http, started.clone());
+    let per_peer = config.limits.rates.then_some(config.limits.connections_per_address as usize);
+    let slots = ConnectionSlots::new(per_peer, Arc::clone(&config.trusted_proxies));
+    let bounds = Bounds { http: config.http, slots };
+    let first = serve::serve(listeners.clone(), first, bounds.clone(), started.clone());
     starting.spawn("the first server", first);
     let Needs { nats, disturbances, history, intake, readiness } = needs;
     let jetstream = async_nats::jetstream::new(nats.clone());
@@ -239,7 +246,7 @@ async fn serve(
     let (router, io) = routes::router(&gateway, readiness.clone());
     started.cancel();
     starting.all_ended().await?;
-    tasks.spawn("the server", serve::serve(listeners, router, gateway.config.http, stop.clone()));
+    tasks.spawn("the server", serve::serve(listeners, router, bounds, stop.clone()));
     readiness.serving(waiting);
     tracing::info!("ready");
     tokio::select! {

@@ -48,8 +48,12 @@ pub struct LimitSettings {
     pub handshakes: Quota,
     /// Messages of one client address over HTTP.
     pub http_messages: Quota,
-    /// Connections of one client address at a time.
+    /// Reads of histories and lists of one client address over HTTP.
+    pub http_reads: Quota,
+    /// Sockets of one client address at a time.
     pub sockets_per_address: u32,
+    /// TCP connections of one peer at a time; never less than its sockets.
+    pub connections_per_address: u32,
     /// Sessions that one socket may be in at a time.
     pub rooms_per_socket: usize,
 }
@@ -64,14 +68,20 @@ impl LimitSettings {
         let per_minute = settings.number("NEW_SESSIONS_PER_MINUTE", numbers.clone());
         let handshakes = settings.number("HANDSHAKES_PER_MINUTE", numbers.clone());
         let http_per_second = settings.number("HTTP_MESSAGES_PER_SECOND", numbers.clone());
-        let http_burst = settings.number("HTTP_MESSAGES_BURST", numbers);
+        let http_burst = settings.number("HTTP_MESSAGES_BURST", numbers.clone());
+        let reads_per_second = settings.number("HTTP_READS_PER_SECOND", numbers.clone());
+        let reads_burst = settings.number("HTTP_READS_BURST", numbers);
+        let sockets: u32 = settings.number("SOCKETS_PER_ADDRESS", 1..=NUMBER_MAX.get());
+        let connections: u32 = settings.number("CONNECTIONS_PER_ADDRESS", 1..=NUMBER_MAX.get());
         Self {
             rates: rates.0,
             messages: Quota::per_second(per_second).allow_burst(burst),
             new_sessions: Quota::per_minute(per_minute),
             handshakes: Quota::per_minute(handshakes),
             http_messages: Quota::per_second(http_per_second).allow_burst(http_burst),
-            sockets_per_address: settings.number("SOCKETS_PER_ADDRESS", 1..=NUMBER_MAX.get()),
+            http_reads: Quota::per_second(reads_per_second).allow_burst(reads_burst),
+            sockets_per_address: sockets,
+            connections_per_address: connections.max(sockets),
             rooms_per_socket: settings.number("ROOMS_PER_SOCKET", 1..=NUMBER_MAX.get() as usize),
         }
     }
@@ -107,6 +117,7 @@ struct Address {
     new_sessions: Limiter,
     handshakes: Limiter,
     http_messages: Limiter,
+    http_reads: Limiter,
 }
 
 /// The place of one connection among those of its address.
@@ -155,6 +166,16 @@ impl Limits {
         take(&known.http_messages, "too many messages from this address")
     }
 
+    /// Takes a read over HTTP from this address.
+    pub fn http_read(&self, address: IpAddr) -> Result<(), ClientError> {
+        if !self.settings.rates {
+            return Ok(());
+        }
+        let mut addresses = self.lock();
+        let known = addresses.get(network(address), &self.settings);
+        take(&known.http_reads, "too many reads from this address")
+    }
+
     /// Whether a socket that is in so many rooms may join one more.
     pub fn room(&self, rooms: usize) -> Result<(), ClientError> {
         let most = self.settings.rooms_per_socket;
@@ -175,6 +196,7 @@ impl Addresses {
             new_sessions: limiter(settings.new_sessions),
             handshakes: limiter(settings.handshakes),
             http_messages: limiter(settings.http_messages),
+            http_reads: limiter(settings.http_reads),
         })
     }
 
@@ -212,6 +234,7 @@ impl Address {
             && did_nothing(&mut self.new_sessions, settings.new_sessions)
             && did_nothing(&mut self.handshakes, settings.handshakes)
             && did_nothing(&mut self.http_messages, settings.http_messages)
+            && did_nothing(&mut self.http_reads, settings.http_reads)
     }
 }
 
@@ -284,7 +307,7 @@ fn did_nothing(used: &mut Limiter, quota: Quota) -> bool {
 }
 
 /// Whose limits an address shares: an IPv6 client has a whole /64.
-fn network(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();
@@ -368,6 +391,23 @@ mod tests {
         assert_eq!(refusal.code, ErrorCode::RateLimited);
         assert!((1..=501).contains(&refusal.retry_after_ms.unwrap()));
         assert_eq!(limits.http_message(address("192.0.2.2")), Ok(()));
+    }
+
+    #[test]
+    fn reads_over_http_are_limited_by_address_and_not_with_messages() {
+        let limits = limits(&[("HTTP_READS_PER_SECOND", "2"), ("HTTP_READS_BURST", "3")]);
+        let one = address("192.0.2.1");
+        assert!((0..3).all(|_| limits.http_read(one).is_ok()));
+        assert_eq!(limits.http_read(one).unwrap_err().code, ErrorCode::RateLimited);
+        assert_eq!(limits.http_message(one), Ok(()));
+        assert_eq!(limits.http_read(address("192.0.2.2")), Ok(()));
+    }
+
+    #[test]
+    fn who_may_have_sockets_may_have_their_connections() {
+        let read = |set| limits(set).settings.connections_per_address;
+        assert_eq!(read(&[("SOCKETS_PER_ADDRESS", "9"), ("CONNECTIONS_PER_ADDRESS", "5")]), 9);
+        assert_eq!(read(&[("SOCKETS_PER_ADDRESS", "2"), ("CONNECTIONS_PER_ADDRESS", "5")]), 5);
     }
 
     #[test]

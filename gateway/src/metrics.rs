@@ -7,6 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use shared::metrics::{Catalogue, Connections, Labelled};
 
+use crate::connection_slots::Full;
 use crate::error::ErrorCode;
 
 /// The metrics of this process.
@@ -30,6 +31,13 @@ pub struct Metrics {
     pub ack_failures: Counter,
     /// Sockets that are connected.
     pub sockets: Gauge,
+    /// TCP connections of clients.
+    pub client_connections: Gauge,
+    refused_connections: Labelled<Counter>,
+    /// Bodies that came too slowly.
+    pub slow_bodies: Counter,
+    /// Connections whose client read too slowly.
+    pub slow_readers: Counter,
     /// Sessions with a socket here.
     pub rooms: Gauge,
     /// New sessions.
@@ -65,6 +73,17 @@ impl Metrics {
             ack_failures: all
                 .add("ack_failures", "Answers that a socket did not take; it is cut off and comes back"),
             sockets: all.add("sockets", "Connected sockets"),
+            client_connections: all.add("client_connections", "TCP connections of clients"),
+            refused_connections: all.add(
+                "refused_connections",
+                "TCP connections that were closed at once, by reason: too many of their peer, or of open files",
+            ),
+            slow_bodies: all
+                .add("slow_bodies", "Requests that ended because their body came below the least rate"),
+            slow_readers: all.add(
+                "slow_readers",
+                "Connections that ended because their client read below the least rate",
+            ),
             rooms: all.add("rooms", "Sessions that a connected socket is in"),
             sessions_opened: all.add("sessions_opened", "Sessions that were opened"),
             sessions_resumed: all.add("sessions_resumed", "Times that a client came back to a session"),
@@ -82,6 +101,11 @@ impl Metrics {
     /// A client was told an error.
     pub fn refuse(&self, code: ErrorCode) {
         self.refused.get_or_create(&[("code", code.as_str().into())]).inc();
+    }
+
+    /// A connection was closed at once.
+    pub fn refuse_connection(&self, reason: Full) {
+        self.refused_connections.get_or_create(&[("reason", reason.as_str().into())]).inc();
     }
 
     /// All of them in Prometheus' text format.

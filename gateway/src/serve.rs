@@ -1,5 +1,6 @@
 //! Listens and serves HTTP/1.1, with bounds that axum's own server lacks.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +20,20 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::config::{Host, HttpLimits};
+use crate::connection_slots::{ConnectionSlot, ConnectionSlots};
 use crate::cut::{SharedStream, Wires};
+use crate::metrics::METRICS;
 use crate::problem::Problem;
+use crate::request_body::TimedBody;
 use crate::timeouts::HeadTimer;
 
 /// Longest time that sent bytes may stay unacknowledged, or a zero window may last: a client that
 /// does not read is cut off by the kernel, which no lock of ours can hold up.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// What the kernel keeps of a connection before it is on its way: it would take megabytes that a client is slow
+/// to read, and tell of room for more only when a third of them is gone.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES: u32 = 32 * 1024;
 /// Longest wait for answers that are under way at the stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after an error of `accept`, which is usually a lack of file descriptors.
@@ -67,7 +75,7 @@ fn in_use(port: u16) -> anyhow::Error {
 pub async fn serve(
     listeners: Vec<Arc<TcpListener>>,
     router: Router,
-    limits: HttpLimits,
+    bounds: Bounds,
     stop: Stop,
 ) -> anyhow::Result<()> {
     let connections = TaskTracker::new();
@@ -78,7 +86,7 @@ pub async fn serve(
             router: router.clone(),
             connections: connections.clone(),
             wires: wires.clone(),
-            limits,
+            bounds: bounds.clone(),
             stop: stop.clone(),
         };
         accepting.spawn(server.accept(listener));
@@ -93,13 +101,22 @@ pub async fn serve(
     Ok(())
 }
 
+/// What connections may take.
+#[derive(Clone)]
+pub struct Bounds {
+    /// Each of them.
+    pub http: HttpLimits,
+    /// All of them.
+    pub slots: Arc<ConnectionSlots>,
+}
+
 /// What every connection needs.
 #[derive(Clone)]
 struct Server {
     router: Router,
     connections: TaskTracker,
     wires: Wires,
-    limits: HttpLimits,
+    bounds: Bounds,
     stop: Stop,
 }
 
@@ -107,9 +124,15 @@ impl Server {
     async fn accept(self, listener: Arc<TcpListener>) {
         while let Some(accepted) = self.stop.run_until_cancelled(listener.accept()).await {
             match accepted {
-                Ok((stream, peer)) => {
-                    self.connections.spawn(self.clone().serve_connection(stream, peer));
-                }
+                Ok((stream, peer)) => match self.bounds.slots.take(peer.ip()) {
+                    Ok(slot) => {
+                        self.connections.spawn(self.clone().serve_connection(stream, peer, slot));
+                    }
+                    Err(full) => {
+                        METRICS.refuse_connection(full);
+                        tracing::debug!(reason = full.as_str(), "a connection is closed at once");
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -120,26 +143,32 @@ impl Server {
 
     /// Serves one connection; at the stop it ends after the answer that is under way. An upgrade ends
     /// it too: websockets live on in tasks of the library.
-    async fn serve_connection(self, stream: TcpStream, peer: SocketAddr) {
-        let Self { router, wires, limits, stop, .. } = self;
+    async fn serve_connection(self, stream: TcpStream, peer: SocketAddr, slot: ConnectionSlot) {
+        let Self { router, wires, bounds: Bounds { http: limits, .. }, stop, .. } = self;
         prepare(&stream);
-        let stream = SharedStream::new(stream);
+        let stream = SharedStream::new(stream, slot, limits.least_rate);
         let wire = stream.wire();
         let timer = HeadTimer::new(limits.header_time, stream.activity());
-        let service =
-            hyper::service::service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(ConnectInfo(peer));
-                let served =
-                    wires.observe(&mut request, &wire).then(|| router.clone().oneshot(request));
-                async {
-                    match served {
-                        Some(served) => served.await,
-                        // What the library answers to a socket that it does not know.
-                        None => Ok(Problem::new(StatusCode::BAD_REQUEST, "Session ID unknown")
-                            .into_response()),
-                    }
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(peer));
+            let named = wires.observe(&mut request, &wire);
+            let (router, wires, wire) = (router.clone(), wires.clone(), wire.clone());
+            async move {
+                let Ok(named) = named else {
+                    // What the library answers to a socket that it does not know.
+                    let problem = Problem::new(StatusCode::BAD_REQUEST, "Session ID unknown");
+                    return Ok(problem.into_response());
+                };
+                let request = request.map(|body| TimedBody::new(body, limits.least_rate));
+                let response = router.oneshot(request).await?;
+                if let Some(sid) = named
+                    && response.status() == StatusCode::SWITCHING_PROTOCOLS
+                {
+                    wire.upgraded(sid, &wires);
                 }
-            });
+                Ok::<_, Infallible>(response)
+            }
+        });
         let connection = http1::Builder::new()
             .timer(timer)
             // The timer shortens it from a request's first byte on.
@@ -167,7 +196,9 @@ fn prepare(stream: &TcpStream) {
     let mut prepared = stream.set_nodelay(true);
     #[cfg(target_os = "linux")]
     {
-        prepared = prepared.and_then(|()| socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT)));
+        prepared = prepared
+            .and_then(|()| socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT)))
+            .and_then(|()| socket.set_tcp_notsent_lowat(UNSENT_BYTES));
     }
     if let Err(error) = prepared.and_then(|()| socket.set_keepalive(true)) {
         tracing::debug!(%error, "a connection ended before it was served");

@@ -1,5 +1,5 @@
 //! How long an HTTP connection may take: a time for the headers of a request, from its first byte
-//! on, and a longer one without any request.
+//! on (of the first request, from the connection's beginning), and a longer one without any request.
 //!
 //! The server has one time for both, which begins with the wait for a request. Its timer is a place
 //! to tell them apart: it is asked whenever that wait begins, and looked at whenever bytes came that
@@ -37,12 +37,14 @@ impl Activity {
 pub struct HeadTimer {
     header_time: Duration,
     activity: Activity,
+    /// Whether a request was waited for.
+    has_begun: AtomicBool,
 }
 
 impl HeadTimer {
     /// Allows so long for headers.
     pub fn new(header_time: Duration, activity: Activity) -> Self {
-        Self { header_time, activity }
+        Self { header_time, activity, has_begun: AtomicBool::new(false) }
     }
 }
 
@@ -57,6 +59,14 @@ impl Timer for HeadTimer {
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
         self.activity.forget();
+        if !self.has_begun.swap(true, Ordering::Relaxed) {
+            // Who connects has something to ask; who stays may have nothing for a while.
+            return Box::pin(HeadSleep {
+                sleep: Box::pin(tokio::time::sleep(self.header_time)),
+                header_time: None,
+                activity: self.activity.clone(),
+            });
+        }
         Box::pin(HeadSleep {
             sleep: Box::pin(tokio::time::sleep_until(deadline.into())),
             header_time: Some(self.header_time),
@@ -106,6 +116,7 @@ mod tests {
     async fn the_first_byte_of_a_request_makes_the_wait_short() {
         let activity = Activity::default();
         let timer = HeadTimer::new(HEADER, activity.clone());
+        assert_eq!(took(timer.sleep(IDLE)).await.as_secs(), HEADER.as_secs(), "the first request");
         assert_eq!(took(timer.sleep(IDLE)).await.as_secs(), IDLE.as_secs());
         let sleep = timer.sleep(IDLE);
         activity.note();

@@ -44,6 +44,7 @@ mod runbooks;
 mod settings;
 mod standstill;
 mod stopping;
+mod strangers;
 mod systemd;
 mod to_cluster;
 mod up;

@@ -190,12 +190,19 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     let limited = Stack::builder()
         .gateway_env("LIMITS", "on")
         .gateway_env("HTTP_MESSAGES_PER_SECOND", "1")
-        .gateway_env("HTTP_MESSAGES_BURST", "1");
+        .gateway_env("HTTP_MESSAGES_BURST", "1")
+        .gateway_env("HTTP_READS_PER_SECOND", "1")
+        .gateway_env("HTTP_READS_BURST", "1");
     let limited = limited.start().await;
     let hasty = limited.url(&of(MESSAGES.1, "unknown"));
     let hasty = || limited.http().post(&hasty).json(&json!({ "content": "Hi!" }));
     hasty().send().await.unwrap();
     ask.expect(MESSAGES, hasty(), 429).await;
+    for read in [CHATS, CHAT, EXPORT] {
+        let hasty = limited.url(&of(read.1, "unknown"));
+        limited.http().get(&hasty).send().await.unwrap();
+        ask.expect(read, limited.http().get(&hasty), 429).await;
+    }
 
     stack.proxies(Link::GatewayPostgres).for_each(tests::Proxy::cut);
     ask.expect(EXPORT, ask.request("GET", &exported).bearer_auth(&admin), 503).await;
