@@ -49,6 +49,9 @@ pub enum Full {
 }
 
 impl Full {
+    /// Every reason.
+    pub const ALL: [Self; 2] = [Self::Peer, Self::Files];
+
     /// The reason as the metric's label has it.
     pub fn as_str(self) -> &'static str {
         match self {

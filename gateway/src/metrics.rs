@@ -55,7 +55,7 @@ pub struct Metrics {
 impl Metrics {
     fn new() -> Self {
         let mut all = Catalogue::new("chat_gateway", env!("CARGO_PKG_VERSION"));
-        Self {
+        let metrics = Self {
             accept_seconds: all.latencies(
                 "accept_seconds",
                 "From the arrival of a request (a message or a new session) to the log's acknowledgement",
@@ -95,7 +95,12 @@ impl Metrics {
                 .add("healed_messages", "Messages read from Postgres because they were missed"),
             connections: Connections::new(&mut all),
             catalogue: all,
+        };
+        // A rate is known of what has happened once only if it was nought before.
+        for reason in Full::ALL {
+            drop(metrics.refused_connections.get_or_create(&[("reason", reason.as_str().into())]));
         }
+        metrics
     }
 
     /// A client was told an error.
