@@ -18,13 +18,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::jetstream::stream::Stream;
 use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
 use serde_json::value::RawValue;
 use shared::announcement::{Announcement, Position};
 use shared::ids::SessionId;
 use shared::lifecycle::{Backoff, Stop, pause};
+use shared::log::Log;
 use shared::partition::Partition;
 use shared::subjects;
 use shared::timestamp::seconds_since;
@@ -106,7 +106,7 @@ impl Delivery {
     pub async fn start(
         gateway: &Arc<Gateway>,
         client: &Client,
-        log: &Stream,
+        log: &Log,
         stop: &Stop,
     ) -> anyhow::Result<Option<Self>> {
         let saved = client.subscribe(subjects::ALL_SAVED).await?;
@@ -289,11 +289,8 @@ fn message_id(json: &RawValue) -> String {
 }
 
 /// Where every partition stands, read after the server surely knows the subscription.
-async fn positions(
-    gateway: &Gateway,
-    log: &Stream,
-) -> anyhow::Result<HashMap<Partition, Position>> {
+async fn positions(gateway: &Gateway, log: &Log) -> anyhow::Result<HashMap<Partition, Position>> {
     // A flush is no round trip; a request on the same connection is.
-    log.get_info().await?;
+    log.stream().get_info().await?;
     Ok(gateway.history.positions().await?.into_iter().collect())
 }

@@ -5,13 +5,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
-use async_nats::{Client, StatusCode};
-use bytes::Bytes;
 use futures_util::future::{Either, select};
 use moka::sync::Cache;
 use shared::ids::SessionId;
+use shared::log::Log;
 use shared::partition::PartitionCount;
 use shared::request::Request;
 use shared::subjects;
@@ -40,15 +37,8 @@ pub struct KnownSessions {
     /// Counts what was forgotten: an answer from before may be out of date.
     forgotten: AtomicU64,
     history: History,
-    client: Client,
-    log: Stream,
+    log: Log,
     partitions: PartitionCount,
-}
-
-/// A record as far as it counts here.
-struct LastRecord {
-    sequence: u64,
-    payload: Bytes,
 }
 
 /// Whether a session exists.
@@ -74,10 +64,10 @@ enum Found {
 
 impl KnownSessions {
     /// Asks these two.
-    pub fn new(history: History, client: Client, log: Stream, partitions: PartitionCount) -> Self {
+    pub fn new(history: History, log: Log, partitions: PartitionCount) -> Self {
         let remembered = Cache::new(REMEMBERED);
         let ended = Cache::builder().max_capacity(REMEMBERED).time_to_live(ENDED_FOR).build();
-        Self { remembered, ended, forgotten: AtomicU64::new(0), history, client, log, partitions }
+        Self { remembered, ended, forgotten: AtomicU64::new(0), history, log, partitions }
     }
 
     /// Remembers a session that surely exists.
@@ -148,13 +138,13 @@ impl KnownSessions {
     /// back as we look.
     async fn told_by_log(&self, session: SessionId) -> Option<Found> {
         let subject = self.subject(session);
-        let mut last = self.last_of(&subject).await?;
+        let mut last = self.log.last_record(&subject).await.ok()?;
         for _ in 0..LOOKED_AT_MAX {
-            let Some(LastRecord { sequence, payload }) = last else { return Some(Found::Nothing) };
-            if let Some(found) = told_by(session, &payload) {
+            let Some(record) = last else { return Some(Found::Nothing) };
+            if let Some(found) = told_by(session, &record.payload) {
                 return Some(found);
             }
-            last = self.last_before(&subject, sequence).await?;
+            last = self.log.last_record_before(&subject, record.sequence).await.ok()?;
         }
         tracing::warn!(session = session.short(), "nothing of a session in the log can be read");
         None
@@ -163,45 +153,13 @@ impl KnownSessions {
     /// Whether the log holds something of the session behind this sequence, for all we know.
     pub async fn may_be_pending(&self, session: SessionId, stored: u64) -> bool {
         let subject = self.subject(session);
-        let last = tokio::time::timeout(LOOKUP_TIMEOUT, self.last_of(&subject)).await;
-        let last = last.ok().flatten();
+        let last = tokio::time::timeout(LOOKUP_TIMEOUT, self.log.last_record(&subject)).await;
+        let last = last.ok().and_then(Result::ok);
         last.is_none_or(|last| last.is_some_and(|last| last.sequence > stored))
     }
 
     fn subject(&self, session: SessionId) -> String {
         subjects::request(self.partitions.partition_of(session), session)
-    }
-
-    /// The last record of a subject, if it has one; `None` if the log does not answer.
-    async fn last_of(&self, subject: &str) -> Option<Option<LastRecord>> {
-        let copies = self.log.cached_info().config.num_replicas;
-        let last = match self.log.direct_get_last_for_subject(subject).await {
-            Ok(last) => Some(last),
-            Err(error) if error.kind() != DirectGetErrorKind::NotFound => return None,
-            Err(_) if copies == 1 => None,
-            // Any server of a cluster answers, and not each has it already; the one that leads does.
-            Err(_) => shared::log::last_record(&self.log, subject).await.ok()?,
-        };
-        Some(last.map(|StreamMessage { sequence, payload, .. }| LastRecord { sequence, payload }))
-    }
-
-    /// The same, before a sequence. The library cannot ask for it.
-    async fn last_before(&self, subject: &str, sequence: u64) -> Option<Option<LastRecord>> {
-        // Zero would mean no bound.
-        if sequence <= 1 {
-            return Some(None);
-        }
-        let wanted = serde_json::json!({ "multi_last": [subject], "up_to_seq": sequence - 1 });
-        let wanted = serde_json::to_vec(&wanted).ok()?;
-        let answer = self.client.request(subjects::DIRECT_GET, wanted.into()).await.ok()?;
-        match answer.status {
-            None => {
-                let sequence = answer.headers.as_ref()?.get("Nats-Sequence")?.as_str().parse();
-                Some(Some(LastRecord { sequence: sequence.ok()?, payload: answer.payload }))
-            }
-            Some(StatusCode::NOT_FOUND) => Some(None),
-            Some(_) => None,
-        }
     }
 }
 

@@ -61,10 +61,9 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::Context;
-use async_nats::jetstream::stream::Stream;
 use shared::ids::{SessionDigest, SessionId};
 use shared::lifecycle::{Stop, Tasks, until_deadline};
-use shared::log;
+use shared::log::{self, Log};
 use shared::nats::Disturbances;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
@@ -208,12 +207,7 @@ async fn serve(
         rooms: Rooms::default(),
         positions: Positions::default(),
         publisher: Publisher::new(nats.clone(), config.log.partitions, intake),
-        known: KnownSessions::new(
-            history.clone(),
-            nats.clone(),
-            log.clone(),
-            config.log.partitions,
-        ),
+        known: KnownSessions::new(history.clone(), log.clone(), config.log.partitions),
         opened: OpenedSessions::default(),
         history,
         presence: Presence::default(),
@@ -273,7 +267,7 @@ async fn prepare(
     config: &Config,
     history: &History,
     stop: &Stop,
-) -> anyhow::Result<Option<Stream>> {
+) -> anyhow::Result<Option<Log>> {
     let Some(log) = log::open_until_done(jetstream, config.log, stop).await? else {
         return Ok(None);
     };

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use shared::lifecycle::{Stop, pause};
+use shared::log::Log;
 use shared::partition::Partition;
 use shared::subjects;
 use tokio::sync::watch;
@@ -34,7 +34,7 @@ pub fn fault(waiting: &Waiting) -> Option<String> {
 /// Looks after what is stored.
 pub struct ProgressWatch {
     history: History,
-    log: Stream,
+    log: Log,
     waiting: watch::Sender<Option<Instant>>,
     before: Vec<Offset>,
     /// Since when a partition waits for a persister that stores nothing.
@@ -45,7 +45,7 @@ pub struct ProgressWatch {
 
 impl ProgressWatch {
     /// Looks at all partitions, whoever owns them.
-    pub fn new(history: History, log: Stream) -> (Self, Waiting) {
+    pub fn new(history: History, log: Log) -> (Self, Waiting) {
         let (waiting, receiver) = watch::channel(None);
         let (before, since) = (Vec::new(), BTreeMap::new());
         (Self { history, log, waiting, before, since, idle_at: None }, receiver)
@@ -72,7 +72,7 @@ impl ProgressWatch {
             self.idle_at = None;
         }
         self.before = offsets;
-        let last = self.log.get_info().await?.state.last_sequence;
+        let last = self.log.stream().get_info().await?.state.last_sequence;
         if self.idle_at == Some(last) {
             self.since.clear();
             return Ok(());
@@ -93,14 +93,9 @@ impl ProgressWatch {
         Ok(())
     }
 
-    /// Any server of a cluster answers; one that is late has less that could wait.
     async fn last_sequence(&self, partition: Partition) -> anyhow::Result<u64> {
-        let subject = subjects::requests_of(partition);
-        match self.log.direct_get_last_for_subject(subject).await {
-            Ok(last) => Ok(last.sequence),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(0),
-            Err(error) => Err(error.into()),
-        }
+        let last = self.log.last_record(&subjects::requests_of(partition)).await?;
+        Ok(last.map_or(0, |last| last.sequence))
     }
 }
 

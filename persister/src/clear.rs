@@ -4,27 +4,26 @@
 //! older backup reads it there. What stood before it goes, and so does what gateways put behind it that had
 //! not heard of it yet.
 
-use async_nats::jetstream::stream::Stream;
-use shared::log::{first_record, record};
+use shared::log::Log;
 use shared::subjects;
 
 use crate::store::Uncleared;
 
 /// Removes it; what was removed before a crash does no harm. How many records it was.
-pub async fn clear(log: &Stream, erased: &Uncleared) -> anyhow::Result<u64> {
+pub async fn clear(log: &Log, erased: &Uncleared) -> anyhow::Result<u64> {
     let Some(subject) = subject(log, erased).await? else { return Ok(0) };
     let below = match erased.erased_sequence {
         // This log has no record that erased it: nothing is to stay.
         0 => erased.last_sequence + 1,
         erased => erased,
     };
-    let mut removed = log.purge().filter(&subject).sequence(below).await?.purged;
+    let mut removed = log.stream().purge().filter(&subject).sequence(below).await?.purged;
     let mut from = below + 1;
     // In this order: the last record names the subject, should this have to begin again.
     while from <= erased.last_sequence {
-        let next = first_record(log, &subject, from).await?.map(|next| next.sequence);
+        let next = log.first_record(&subject, from).await?.map(|next| next.sequence);
         let Some(next) = next.filter(|next| *next <= erased.last_sequence) else { break };
-        log.delete_message(next).await?;
+        log.stream().delete_message(next).await?;
         removed += 1;
         from = next + 1;
     }
@@ -32,9 +31,9 @@ pub async fn clear(log: &Stream, erased: &Uncleared) -> anyhow::Result<u64> {
 }
 
 /// The subject of the session's records; `None` if the last of them is gone, and so all are.
-async fn subject(log: &Stream, erased: &Uncleared) -> anyhow::Result<Option<String>> {
-    let last = record(log, erased.last_sequence).await?;
-    let subject = last.map(|last| last.subject.to_string());
+async fn subject(log: &Log, erased: &Uncleared) -> anyhow::Result<Option<String>> {
+    let last = log.record(erased.last_sequence).await?;
+    let subject = last.map(|last| last.subject);
     // In a log that was wiped the number may be another record's.
     Ok(subject.filter(|subject| {
         subjects::parse(subject).is_some_and(|(_, session)| session.digest() == erased.digest)

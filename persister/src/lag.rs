@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::stream::Stream;
 use shared::lifecycle::{Stop, pause};
+use shared::log::Log;
 use shared::partition::Partition;
 use shared::subjects;
 use shared::timestamp::seconds_since;
@@ -25,7 +25,7 @@ const COUNTS_BEHIND_ONLY: (i64, i64, i64) = (2, 12, 0);
 pub struct LagWatch {
     store: Store,
     client: Client,
-    log: Stream,
+    log: Log,
     owned: Owned,
     /// How far each partition is stored, as far as Postgres said last: while it is away the lag grows.
     stored: BTreeMap<Partition, u64>,
@@ -41,7 +41,7 @@ struct Pending {
 
 impl LagWatch {
     /// Looks at the partitions of this worker.
-    pub fn new(store: Store, client: Client, log: Stream, owned: Owned) -> Self {
+    pub fn new(store: Store, client: Client, log: Log, owned: Owned) -> Self {
         Self { store, client, log, owned, stored: BTreeMap::new(), told: BTreeSet::new() }
     }
 
@@ -73,7 +73,7 @@ impl LagWatch {
             METRICS.forget_lag(*given_up);
         }
         self.told.clone_from(&owned);
-        let info = self.log.get_info().await?;
+        let info = self.log.stream().get_info().await?;
         METRICS.log_bytes.set(i64::try_from(info.state.bytes)?);
         METRICS.log_bytes_max.set(info.config.max_bytes);
         for partition in owned {
@@ -91,10 +91,12 @@ impl LagWatch {
     /// Asks for the first record after `stored`, and how many there are from it on.
     async fn pending(&self, partition: Partition, stored: u64) -> anyhow::Result<Option<Pending>> {
         let subject = subjects::requests_of(partition);
-        let Some(first) = shared::log::first_record(&self.log, &subject, stored + 1).await? else {
+        let Some(first) = self.log.first_record(&subject, stored + 1).await? else {
             return Ok(None);
         };
-        let records = self.count_from(&subject, first.sequence).await?;
+        // What stands beside a record would come with the count, and end the connection if it cannot be read.
+        let records =
+            if first.has_headers { 1 } else { self.count_from(&subject, first.sequence).await? };
         Ok(Some(Pending { recorded_at: first.time, records }))
     }
 

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Context;
-use async_nats::jetstream::{self, stream::Stream};
+use async_nats::jetstream;
 use shared::announcement::Position;
 use shared::lifecycle::{Backoff, Stop, pause};
-use shared::log::LogSettings;
+use shared::log::{Log, LogSettings};
 use shared::nats::Disturbances;
 use shared::partition::Partition;
 use shared::timestamp::seconds_since;
@@ -35,6 +35,8 @@ pub struct Persister {
     log: LogSettings,
     owned: Owned,
     disturbances: Disturbances,
+    /// How often the connection was disturbed before the last term.
+    begun_at: u64,
 }
 
 /// One term: offsets as of now, reader and announcer that go on from there.
@@ -65,7 +67,7 @@ impl Persister {
         owned: Owned,
         disturbances: Disturbances,
     ) -> Self {
-        Self { store, jetstream, log, owned, disturbances }
+        Self { store, jetstream, log, owned, disturbances, begun_at: 0 }
     }
 
     /// Runs terms until the stop.
@@ -89,12 +91,14 @@ impl Persister {
 
     async fn term(&mut self, stop: &Stop, backoff: &mut Backoff) -> anyhow::Result<Ended> {
         let partitions = self.owned.borrow_and_update().clone();
-        self.disturbances.borrow_and_update();
+        let disturbances = *self.disturbances.borrow_and_update();
+        let reconnected = disturbances != self.begun_at;
+        self.begun_at = disturbances;
         if partitions.is_empty() {
             return interrupted(&mut self.owned, &mut self.disturbances, stop).await;
         }
         METRICS.terms.inc();
-        let mut term = self.begin(&partitions).await?;
+        let mut term = self.begin(&partitions, reconnected).await?;
         let mut positions = interval(POSITION_INTERVAL);
         positions.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut doubt = std::pin::pin!(pause(stop, LOOK_INTERVAL));
@@ -137,7 +141,7 @@ impl Persister {
     }
 
     /// Reads the offsets, makes sure that they belong to this log, opens the log behind them.
-    async fn begin(&self, partitions: &[Partition]) -> anyhow::Result<Term> {
+    async fn begin(&self, partitions: &[Partition], reconnected: bool) -> anyhow::Result<Term> {
         // Opened anew: it may have been wiped. It is looked at before the partitions in it are: see
         // `LogReader::open`.
         let log = shared::log::open(&self.jetstream, self.log).await?;
@@ -149,9 +153,9 @@ impl Persister {
         }
         let stored: BTreeMap<_, _> =
             offsets.iter().map(|offset| (offset.partition, offset.stored.sequence)).collect();
-        let reader =
-            LogReader::open(&log, &self.jetstream.client(), &stream, self.log.partitions, &stored)
-                .await;
+        let client = self.jetstream.client();
+        let count = self.log.partitions;
+        let reader = LogReader::open(&log, &client, &stream, count, &stored, reconnected).await;
         let announced =
             offsets.iter().map(|offset| (offset.partition, announced(offset))).collect();
         Ok(Term {
@@ -165,7 +169,7 @@ impl Persister {
 
     /// Makes sure that the log is the one that all offsets were taken from, before anything is committed: if
     /// it is another one, new epochs begin for all partitions of all workers.
-    async fn know_log_again(&self, log: &Stream) -> anyhow::Result<()> {
+    async fn know_log_again(&self, log: &Log) -> anyhow::Result<()> {
         let marks = self.store.marks().await?;
         let another = verify::another_log(log, &marks).await.map_err(anyhow::Error::from_boxed)?;
         let Some(AnotherLog { why, stream }) = another else {
@@ -190,7 +194,7 @@ impl Persister {
     }
 
     /// Marks partitions that know nothing of the log by its newest record.
-    async fn mark(&self, log: &Stream, marks: &[Mark]) -> anyhow::Result<()> {
+    async fn mark(&self, log: &Log, marks: &[Mark]) -> anyhow::Result<()> {
         let stream = verify::stream_state(log);
         let newest = verify::newest(log, &stream).await.map_err(anyhow::Error::from_boxed)?;
         if let Some(newest) = newest {

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_nats::jetstream::stream::Stream;
 use shared::lifecycle::{Stop, pause};
+use shared::log::Log;
 use shared::partition::Partition;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -33,7 +33,7 @@ pub fn fault(waiting: &Waiting) -> Option<String> {
 /// Looks after what is stored.
 pub struct ProgressWatch {
     store: Store,
-    log: Stream,
+    log: Log,
     owned: Owned,
     waiting: watch::Sender<Option<Instant>>,
     stored: BTreeMap<Partition, u64>,
@@ -43,7 +43,7 @@ pub struct ProgressWatch {
 
 impl ProgressWatch {
     /// Looks at the partitions of this worker; at all, while it has none.
-    pub fn new(store: Store, log: Stream, owned: Owned) -> (Self, Waiting) {
+    pub fn new(store: Store, log: Log, owned: Owned) -> (Self, Waiting) {
         let (waiting, receiver) = watch::channel(None);
         let stored = BTreeMap::new();
         (Self { store, log, owned, waiting, stored, idle_at: None }, receiver)
@@ -77,7 +77,7 @@ impl ProgressWatch {
             self.idle_at = None;
             return Ok(false);
         }
-        let last = self.log.get_info().await?.state.last_sequence;
+        let last = self.log.stream().get_info().await?.state.last_sequence;
         if self.idle_at == Some(last) {
             return Ok(false);
         }

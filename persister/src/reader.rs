@@ -5,15 +5,21 @@
 //! the subjects of a block, which takes longer than storing it (nats-server, `firstMatchingMulti` in
 //! `filestore.go`). The consumer is made anew from the committed offsets at every reconnect and error,
 //! so a record is never waited for and never skipped.
+//!
+//! A record may itself be what ended the connection: the client library cannot read any headers or subject that
+//! NATS takes, and would end it again each time the record comes. After each reconnect the first records are
+//! therefore asked for one by one, which reads everything, before a consumer sends those that follow.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, push};
-use async_nats::jetstream::stream::Stream;
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::try_join_all};
+use shared::log::Log;
 use shared::partition::{Partition, PartitionCount};
 use shared::subjects;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::batch::{Place, Record};
@@ -28,58 +34,89 @@ const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most records looked at for one batch: where nearly all are another worker's, leases and stop have their
 /// turn all the same.
 const LOOKED_AT_MAX: usize = 4_096;
+/// Most records that are asked for one by one after a reconnect. A tenth of a second's work; and several
+/// records that end the connection cost a reconnect for so many, not one each.
+const ONE_BY_ONE_MAX: usize = BATCH_RECORDS_MAX;
 /// Pause between two log lines about foreign records, however many there are.
 const FOREIGN_TOLD_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Records of some partitions, each once, those of a partition in order.
 pub struct LogReader {
-    messages: push::Ordered,
+    source: Source,
     /// Where each partition is read up to.
     read: HashMap<Partition, u64>,
     partitions: PartitionCount,
     foreign: Foreign,
 }
 
+/// Where records come from.
+enum Source {
+    /// These were asked for one by one; a consumer gives what stands from the next sequence on.
+    Ahead { records: Vec<Record>, next: u64, log: Log, inbox: String },
+    /// They are sent as they come.
+    Consumer(push::Ordered),
+}
+
 impl LogReader {
     /// Reads each of these partitions after its sequence. `stream` must be older than these offsets.
+    /// `one_by_one` after a reconnect: a record may be what ended the connection.
     pub async fn open(
-        log: &Stream,
+        log: &Log,
         client: &async_nats::Client,
         stream: &StreamState,
         partitions: PartitionCount,
         offsets: &BTreeMap<Partition, u64>,
+        one_by_one: bool,
     ) -> Result<Self, async_nats::Error> {
-        let config = push::OrderedConfig {
-            deliver_subject: client.new_inbox(),
-            filter_subject: subjects::ALL_REQUESTS.to_owned(),
-            deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: start(log, stream, offsets).await?,
-            },
-            ..push::OrderedConfig::default()
-        };
-        let messages = log.create_consumer(config).await?.messages().await?;
-        Ok(Self {
-            messages,
-            partitions,
-            foreign: Foreign::default(),
-            read: offsets.iter().map(|(partition, sequence)| (*partition, *sequence)).collect(),
-        })
+        let read = offsets.iter().map(|(partition, sequence)| (*partition, *sequence)).collect();
+        let start = start(log, stream, offsets).await?;
+        let (log, inbox) = (log.clone(), client.new_inbox());
+        let source = Source::Ahead { records: Vec::new(), next: start, log, inbox };
+        let mut reader = Self { source, partitions, read, foreign: Foreign::default() };
+        if one_by_one {
+            reader.read_ahead().await?;
+        }
+        Ok(reader)
+    }
+
+    /// Asks for the first records one by one.
+    async fn read_ahead(&mut self) -> Result<(), async_nats::Error> {
+        let Source::Ahead { next: start, log, inbox, .. } = &self.source else { return Ok(()) };
+        let (log, inbox, mut next) = (log.clone(), inbox.clone(), *start);
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        for _ in 0..ONE_BY_ONE_MAX {
+            if bytes >= BATCH_BYTES_MAX {
+                break;
+            }
+            let Some(found) = log.first_record(subjects::ALL_REQUESTS, next).await? else { break };
+            next = found.sequence + 1;
+            let at = || Ok((found.sequence, found.time));
+            bytes += self.take(&found.subject, &found.payload, at, &mut records)?;
+        }
+        self.source = Source::Ahead { records, next, log, inbox };
+        Ok(())
     }
 
     /// Waits for a record and takes with it what else is there; never waits to fill up.
     pub async fn next_batch(&mut self) -> Result<Vec<Record>, async_nats::Error> {
+        if let Source::Ahead { records, .. } = &mut self.source
+            && !records.is_empty()
+        {
+            return Ok(std::mem::take(records));
+        }
         let mut records = Vec::new();
         let mut bytes = 0;
-        let message = self.messages.next().await.ok_or("the log's consumer ended")??;
-        bytes += self.take(&message, &mut records)?;
+        let message = self.consumer().await?.next().await.ok_or("the log's consumer ended")??;
+        bytes += self.take_sent(&message, &mut records)?;
         // The runtime's budget would end this after 128 records.
         let ready = tokio::task::unconstrained(async {
             for _ in 1..LOOKED_AT_MAX {
                 if records.len() == BATCH_RECORDS_MAX || bytes >= BATCH_BYTES_MAX {
                     break;
                 }
-                let Some(message) = self.messages.next().now_or_never() else { break };
-                bytes += self.take(&message.ok_or("the log's consumer ended")??, &mut records)?;
+                let Some(message) = self.consumer().await?.next().now_or_never() else { break };
+                let message = message.ok_or("the log's consumer ended")??;
+                bytes += self.take_sent(&message, &mut records)?;
             }
             Ok::<_, async_nats::Error>(())
         });
@@ -87,16 +124,45 @@ impl LogReader {
         Ok(records)
     }
 
-    /// Adds a record unless it is another worker's or was read before; returns its bytes.
-    fn take(
+    /// The consumer, made when it is needed first.
+    async fn consumer(&mut self) -> Result<&mut push::Ordered, async_nats::Error> {
+        if let Source::Ahead { next, log, inbox, .. } = &self.source {
+            let config = push::OrderedConfig {
+                deliver_subject: inbox.clone(),
+                filter_subject: subjects::ALL_REQUESTS.to_owned(),
+                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: *next },
+                ..push::OrderedConfig::default()
+            };
+            let consumer = log.stream().create_consumer(config).await?.messages().await?;
+            self.source = Source::Consumer(consumer);
+        }
+        match &mut self.source {
+            Source::Consumer(consumer) => Ok(consumer),
+            Source::Ahead { .. } => Err("the log has no consumer".into()),
+        }
+    }
+
+    fn take_sent(
         &mut self,
         message: &async_nats::jetstream::Message,
         records: &mut Vec<Record>,
     ) -> Result<usize, async_nats::Error> {
-        let subject = message.subject.as_str();
+        let at = || message.info().map(|info| (info.stream_sequence, info.published));
+        self.take(&message.subject, &message.payload, at, records)
+    }
+
+    /// Adds a record unless it is another worker's or was read before; returns its bytes. Where it stands is
+    /// looked at only if it may be wanted.
+    fn take(
+        &mut self,
+        subject: &str,
+        payload: &Bytes,
+        at: impl FnOnce() -> Result<(u64, OffsetDateTime), async_nats::Error>,
+        records: &mut Vec<Record>,
+    ) -> Result<usize, async_nats::Error> {
         let partition = subjects::partition_of(subject).filter(|one| self.partitions.has(*one));
         let Some(partition) = partition else {
-            let sequence = message.info()?.stream_sequence;
+            let (sequence, _) = at()?;
             // Every worker comes by: one is enough to tell.
             if self.read.get(&Partition::FIRST).is_some_and(|read| sequence > *read) {
                 self.foreign.pass_over(sequence);
@@ -104,17 +170,14 @@ impl LogReader {
             return Ok(0);
         };
         let Some(read) = self.read.get_mut(&partition) else { return Ok(0) };
-        let info = message.info()?;
-        let (sequence, recorded_at) = (info.stream_sequence, info.published);
+        let (sequence, recorded_at) = at()?;
         if sequence <= *read {
             return Ok(0);
         }
         *read = sequence;
         let place = Place { partition, sequence, recorded_at };
-        let payload = message.payload.clone();
-        let bytes = payload.len();
-        records.push(Record { place, subject: subject.to_owned(), payload });
-        Ok(bytes)
+        records.push(Record { place, subject: subject.to_owned(), payload: payload.clone() });
+        Ok(payload.len())
     }
 }
 
@@ -145,7 +208,7 @@ impl Foreign {
 /// The lowest sequence that any partition has not stored yet. A partition in which nothing is
 /// pending does not count, however old its offset.
 async fn start(
-    log: &Stream,
+    log: &Log,
     stream: &StreamState,
     offsets: &BTreeMap<Partition, u64>,
 ) -> Result<u64, async_nats::Error> {
@@ -161,7 +224,7 @@ async fn start(
 
 /// Sequence of a partition's last record; 0 if it holds none. It is the leading server's answer: what looked
 /// as if it were not there would be skipped.
-pub async fn last_sequence(log: &Stream, partition: Partition) -> Result<u64, async_nats::Error> {
-    let last = shared::log::last_record(log, &subjects::requests_of(partition)).await?;
+pub async fn last_sequence(log: &Log, partition: Partition) -> Result<u64, async_nats::Error> {
+    let last = log.last_record(&subjects::requests_of(partition)).await?;
     Ok(last.map_or(0, |last| last.sequence))
 }

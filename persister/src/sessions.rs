@@ -11,11 +11,11 @@ use anyhow::Context;
 use async_nats::Client;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, context};
 use clap::Subcommand;
 use shared::announcement;
 use shared::ids::SessionId;
+use shared::log::Log;
 use shared::nats::NatsUrl;
 use shared::partition::{Partition, PartitionCount};
 use shared::request::Request;
@@ -117,7 +117,7 @@ struct Sessions {
     store: Store,
     client: Client,
     jetstream: context::Context,
-    log: Stream,
+    log: Log,
     partitions: PartitionCount,
 }
 
@@ -283,7 +283,7 @@ impl Sessions {
         let session = SessionId::standing_for(session_id);
         let partition = self.partitions.partition_of(session);
         let subject = subjects::request(partition, session);
-        let last = shared::log::last_record(&self.log, &subject).await?;
+        let last = self.log.last_record(&subject).await?;
         Ok(last.map(|record| LastRecord {
             sequence: record.sequence,
             time: record.time,

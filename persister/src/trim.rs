@@ -7,8 +7,9 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{Info, Stream};
+use async_nats::jetstream::stream::Info;
 use shared::lifecycle::{Stop, pause};
+use shared::log::Log;
 use shared::partition::Partition;
 use time::OffsetDateTime;
 
@@ -29,14 +30,14 @@ const TRIMMED_BY_OWNER_OF: Partition = Partition::FIRST;
 /// Removes what is stored and old.
 pub struct Trimmer {
     store: Store,
-    log: Stream,
+    log: Log,
     owned: Owned,
     keep: Duration,
 }
 
 impl Trimmer {
     /// Keeps records for at least `keep`, if there is room.
-    pub fn new(store: Store, log: Stream, owned: Owned, keep: Duration) -> Self {
+    pub fn new(store: Store, log: Log, owned: Owned, keep: Duration) -> Self {
         Self { store, log, owned, keep }
     }
 
@@ -74,7 +75,7 @@ impl Trimmer {
         if erased.is_empty() {
             return Ok(());
         }
-        let below = self.stored_below(&self.log.get_info().await?).await?;
+        let below = self.stored_below(&self.log.stream().get_info().await?).await?;
         let mut records = 0;
         for erased in erased {
             if erased.in_this_log {
@@ -91,7 +92,7 @@ impl Trimmer {
     }
 
     async fn trim(&self) -> anyhow::Result<()> {
-        let info = self.log.get_info().await?;
+        let info = self.log.stream().get_info().await?;
         let wanted = self.old_before(&info).await?.max(too_many_before(&info));
         if wanted <= info.state.first_sequence {
             return Ok(());
@@ -100,7 +101,7 @@ impl Trimmer {
         if below <= info.state.first_sequence {
             return Ok(());
         }
-        let purged = self.log.purge().sequence(below).await?;
+        let purged = self.log.stream().purge().sequence(below).await?;
         METRICS.log_records_trimmed.inc_by(purged.purged);
         tracing::info!(records = purged.purged, below, "trimmed the log");
         Ok(())
@@ -141,12 +142,9 @@ impl Trimmer {
         while low < high {
             let middle = low + (high - low) / 2;
             // Records may be missing inside the log: the next one that is there counts.
-            let next = self
-                .log
-                .direct_get_next_for_subject(shared::subjects::ALL_REQUESTS, Some(middle))
-                .await;
+            let next = self.log.first_record(shared::subjects::ALL_REQUESTS, middle).await;
             match next {
-                Ok(record) if record.time < cutoff => low = record.sequence + 1,
+                Ok(Some(record)) if record.time < cutoff => low = record.sequence + 1,
                 _ => high = middle,
             }
         }

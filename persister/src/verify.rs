@@ -10,9 +10,9 @@
 //! younger, or one behind it that is older, belongs to another log; or the clock of NATS was set back just
 //! there. Then the log is read anew without need, which ids make harmless, and the fingerprints are new.
 
-use async_nats::jetstream::stream::{State, Stream};
+use async_nats::jetstream::stream::State;
 use futures_util::future::try_join_all;
-use shared::log::{first_record, record};
+use shared::log::{Log, StoredRecord};
 use shared::partition::Partition;
 use shared::subjects::{self, ALL_REQUESTS};
 use time::OffsetDateTime;
@@ -68,24 +68,24 @@ enum Found {
 type Known = (Fingerprint, Option<Partition>);
 
 /// The stream's state when it was opened.
-pub fn stream_state(log: &Stream) -> StreamState {
-    let info = log.cached_info();
+pub fn stream_state(log: &Log) -> StreamState {
+    let info = log.stream().cached_info();
     StreamState { created: info.created, state: info.state.clone() }
 }
 
 /// Compares the log with what all partitions know of it, read from Postgres before. `None` if it is the
 /// same; else all of them were taken from another one, whichever it was that showed it.
 pub async fn another_log(
-    log: &Stream,
+    log: &Log,
     marks: &[Mark],
 ) -> Result<Option<AnotherLog>, async_nats::Error> {
     // Younger than the marks: what they name is in it, or was.
-    let info = log.get_info().await?;
+    let info = log.stream().get_info().await?;
     let stream = StreamState { created: info.created, state: info.state };
     let mut why = made_anew(&stream, marks);
     if why.is_none() {
         let looks = fingerprints(marks).into_iter().map(async |known| {
-            let found = find(log, &stream, known.0).await?;
+            let found = find(log, known.0).await?;
             Ok::<_, async_nats::Error>(differs(known, found))
         });
         why = try_join_all(looks).await?.into_iter().flatten().next();
@@ -95,14 +95,14 @@ pub async fn another_log(
 
 /// The newest record that is there, to know the log by.
 pub async fn newest(
-    log: &Stream,
+    log: &Log,
     stream: &StreamState,
 ) -> Result<Option<Fingerprint>, async_nats::Error> {
     let sequence = stream.state.last_sequence;
     if stream.state.messages == 0 {
         return Ok(None);
     }
-    let newest = record(log, sequence).await?;
+    let newest = log.record(sequence).await?;
     Ok(newest.map(|record| Fingerprint { sequence, recorded_at: record.time }))
 }
 
@@ -136,42 +136,15 @@ fn fingerprints(marks: &[Mark]) -> Vec<Known> {
     known
 }
 
-async fn find(
-    log: &Stream,
-    stream: &StreamState,
-    known: Fingerprint,
-) -> Result<Found, async_nats::Error> {
-    if let Some(record) = record(log, known.sequence).await? {
+async fn find(log: &Log, known: Fingerprint) -> Result<Found, async_nats::Error> {
+    if let Some(record) = log.record(known.sequence).await? {
         let partition = subjects::partition_of(&record.subject);
         return Ok(Found::Record { partition, time: record.time });
     }
-    let behind = first_record(log, ALL_REQUESTS, known.sequence + 1).await?;
-    let before = record_before(log, stream, known.sequence).await?;
-    Ok(Found::Gap { before, behind: behind.map(|record| record.time) })
-}
-
-/// Timestamp of a record before a sequence, near it. NATS finds only what comes next: it is asked from
-/// further and further back.
-async fn record_before(
-    log: &Stream,
-    stream: &StreamState,
-    sequence: u64,
-) -> Result<Option<OffsetDateTime>, async_nats::Error> {
-    let mut back = 1;
-    loop {
-        let from = sequence.saturating_sub(back).max(stream.state.first_sequence);
-        if from >= sequence {
-            return Ok(None);
-        }
-        let next = first_record(log, ALL_REQUESTS, from).await?;
-        if let Some(next) = next.filter(|next| next.sequence < sequence) {
-            return Ok(Some(next.time));
-        }
-        if from == stream.state.first_sequence {
-            return Ok(None);
-        }
-        back *= 2;
-    }
+    let behind = log.first_record(ALL_REQUESTS, known.sequence + 1).await?;
+    let before = log.last_record_before(ALL_REQUESTS, known.sequence).await?;
+    let time = |record: StoredRecord| record.time;
+    Ok(Found::Gap { before: before.map(time), behind: behind.map(time) })
 }
 
 fn differs((known, partition): Known, found: Found) -> Option<&'static str> {

@@ -3,12 +3,16 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::context::{GetStreamErrorKind, RequestError};
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{
-    Config, DiscardPolicy, Info, LastRawMessageError, LastRawMessageErrorKind, RawMessageError,
-    RawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+    Config, DiscardPolicy, Info, RetentionPolicy, StorageType, Stream,
 };
-use async_nats::jetstream::{self, ErrorCode, context::GetStreamErrorKind};
+use async_nats::jetstream::{self, ErrorCode};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use crate::lifecycle::{Backoff, Stop, pause};
 use crate::partition::{MAX_PARTITIONS, PartitionCount};
@@ -17,6 +21,8 @@ use crate::subjects;
 
 /// Name of the stream.
 pub const STREAM: &str = "CHAT";
+/// Where NATS is asked for one record, below the prefix of the API.
+const MESSAGE_GET: &str = "STREAM.MSG.GET.CHAT";
 /// Largest record in bytes; the default `max_payload` of nats-server.
 const MAX_RECORD_BYTES: i32 = 1_048_576;
 /// Key of the stream's metadata that holds the partition count.
@@ -77,10 +83,7 @@ pub enum LogError {
 /// Opens the stream, makes it where there is none, and checks that it is what we need.
 ///
 /// A changed `max_bytes` or `replicas` is applied to an existing stream.
-pub async fn open(
-    jetstream: &jetstream::Context,
-    settings: LogSettings,
-) -> Result<Stream, LogError> {
+pub async fn open(jetstream: &jetstream::Context, settings: LogSettings) -> Result<Log, LogError> {
     let wanted = config(settings);
     let mut stream = match jetstream.get_stream(STREAM).await {
         Ok(stream) => stream,
@@ -93,7 +96,7 @@ pub async fn open(
         jetstream.update_stream(wanted).await.map_err(async_nats::Error::from)?;
         stream.info().await.map_err(async_nats::Error::from)?;
     }
-    Ok(stream)
+    Ok(Log { jetstream: jetstream.clone(), stream })
 }
 
 async fn create(jetstream: &jetstream::Context, config: Config) -> Result<Stream, LogError> {
@@ -125,7 +128,7 @@ fn config(settings: LogSettings) -> Config {
         // Zero is no limit: only the persister removes records, once they are stored.
         max_age: Duration::ZERO,
         num_replicas: settings.replicas,
-        // The gateway looks up a session's last record without a round through the API.
+        // What waits is counted without a consumer.
         allow_direct: true,
         metadata: HashMap::from([(PARTITIONS.into(), partitions)]),
         ..Config::default()
@@ -179,7 +182,7 @@ impl LogSettings {
 }
 
 /// The stream as it is, and its partitions: for commands, which know no settings and change nothing.
-pub async fn find(jetstream: &jetstream::Context) -> Result<(Stream, PartitionCount), LogError> {
+pub async fn find(jetstream: &jetstream::Context) -> Result<(Log, PartitionCount), LogError> {
     let stream = jetstream.get_stream(STREAM).await;
     let stream = stream.map_err(|error| LogError::Nats(error.into()))?;
     let partitions = stream.cached_info().config.metadata.get(PARTITIONS);
@@ -189,45 +192,157 @@ pub async fn find(jetstream: &jetstream::Context) -> Result<(Stream, PartitionCo
         found: format!("{:?}", stream.cached_info().config.metadata),
         wanted: format!("a number of {PARTITIONS}"),
     })?;
-    Ok((stream, partitions))
+    Ok((Log { jetstream: jetstream.clone(), stream }, partitions))
 }
 
-/// The last record of a subject, which may have wildcards; `None` if there is none. The server that leads the
-/// log is asked: in a cluster a direct get may be answered by another one, which may not have it yet.
-pub async fn last_record(
-    log: &Stream,
-    subject: &str,
-) -> Result<Option<StreamMessage>, LastRawMessageError> {
-    match log.get_last_raw_message_by_subject(subject).await {
-        Ok(record) => Ok(Some(record)),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(error),
+/// The log as it was opened.
+#[derive(Debug, Clone)]
+pub struct Log {
+    jetstream: jetstream::Context,
+    stream: Stream,
+}
+
+/// A record as it stands in the log.
+///
+/// What was put beside it as headers is left out: nobody of ours puts any there, and the client library ends its
+/// connection over headers that it cannot read (async-nats 0.51, `connection.rs`), as often as they come.
+#[derive(Debug, Clone)]
+pub struct StoredRecord {
+    /// Its subject; what is not UTF-8 in it is replaced.
+    pub subject: String,
+    /// Its number in the log.
+    pub sequence: u64,
+    /// When NATS took it.
+    pub time: OffsetDateTime,
+    /// What it says.
+    pub payload: Bytes,
+    /// Whether something stands beside it that we do not read.
+    pub has_headers: bool,
+}
+
+/// Which record is asked for (nats-server, `JSApiMsgGetRequest`).
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Wanted<'a> {
+    At { seq: u64 },
+    First { next_by_subj: &'a str, seq: u64 },
+    Last { last_by_subj: &'a str },
+}
+
+/// The answer (nats-server, `JSApiMsgGetResponse`).
+#[derive(Deserialize)]
+struct Answer {
+    message: AnsweredRecord,
+}
+
+#[derive(Deserialize)]
+struct AnsweredRecord {
+    subject: String,
+    seq: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    time: OffsetDateTime,
+    /// Left out where it is empty.
+    #[serde(default)]
+    data: String,
+    hdrs: Option<String>,
+}
+
+/// Why a record cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// NATS did not answer.
+    #[error("the log does not answer: {0}")]
+    Request(#[from] RequestError),
+    /// NATS answered with an error.
+    #[error("the log gives no record: {0}")]
+    Refused(#[from] jetstream::Error),
+    /// NATS answered something else.
+    #[error("the log gives no record: {0}")]
+    Payload(#[from] base64::DecodeError),
+}
+
+impl Log {
+    /// The stream.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
     }
-}
 
-/// The first record of a subject from a sequence on; `None` if there is none. As [`last_record`] it asks the
-/// server that leads the log.
-pub async fn first_record(
-    log: &Stream,
-    subject: &str,
-    from: u64,
-) -> Result<Option<StreamMessage>, RawMessageError> {
-    found(log.get_first_raw_message_by_subject(subject, from).await)
-}
+    /// The last record of a subject, which may have wildcards; `None` if there is none.
+    pub async fn last_record(&self, subject: &str) -> Result<Option<StoredRecord>, RecordError> {
+        self.get(&Wanted::Last { last_by_subj: subject }).await
+    }
 
-/// The record with this sequence; `None` if it is gone. As [`last_record`] it asks the server that leads the
-/// log.
-pub async fn record(log: &Stream, sequence: u64) -> Result<Option<StreamMessage>, RawMessageError> {
-    found(log.get_raw_message(sequence).await)
-}
+    /// The first record of a subject from a sequence on; `None` if there is none.
+    pub async fn first_record(
+        &self,
+        subject: &str,
+        from: u64,
+    ) -> Result<Option<StoredRecord>, RecordError> {
+        self.get(&Wanted::First { next_by_subj: subject, seq: from }).await
+    }
 
-fn found(
-    answer: Result<StreamMessage, RawMessageError>,
-) -> Result<Option<StreamMessage>, RawMessageError> {
-    match answer {
-        Ok(record) => Ok(Some(record)),
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(error),
+    /// The record with this sequence; `None` if it is gone.
+    pub async fn record(&self, sequence: u64) -> Result<Option<StoredRecord>, RecordError> {
+        self.get(&Wanted::At { seq: sequence }).await
+    }
+
+    /// The last record of a subject before a sequence; `None` if there is none. NATS finds only what comes next:
+    /// it is asked from further and further back, then between.
+    pub async fn last_record_before(
+        &self,
+        subject: &str,
+        sequence: u64,
+    ) -> Result<Option<StoredRecord>, RecordError> {
+        let before = async |from| {
+            let next = self.first_record(subject, from).await?;
+            Ok::<_, RecordError>(next.filter(|next| next.sequence < sequence))
+        };
+        let mut back = 1;
+        let mut last = loop {
+            let from = sequence.saturating_sub(back).max(1);
+            if from >= sequence {
+                return Ok(None);
+            }
+            if let Some(record) = before(from).await? {
+                break record;
+            }
+            if from == 1 {
+                return Ok(None);
+            }
+            back *= 2;
+        };
+        let (mut low, mut high) = (last.sequence + 1, sequence);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match before(middle).await? {
+                Some(record) => {
+                    low = record.sequence + 1;
+                    last = record;
+                }
+                None => high = middle,
+            }
+        }
+        Ok(Some(last))
+    }
+
+    /// The server that leads the log answers, in JSON: a direct get may be answered by another one, which may not
+    /// have the record yet, and it sends what stands beside the record as headers of its own.
+    async fn get(&self, wanted: &Wanted<'_>) -> Result<Option<StoredRecord>, RecordError> {
+        let answer: Response<Answer> = self.jetstream.request(MESSAGE_GET, wanted).await?;
+        let found = match answer {
+            Response::Ok(answer) => answer.message,
+            Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
+                return Ok(None);
+            }
+            Response::Err { error } => return Err(error.into()),
+        };
+        Ok(Some(StoredRecord {
+            subject: found.subject,
+            sequence: found.seq,
+            time: found.time,
+            payload: BASE64_STANDARD.decode(found.data)?.into(),
+            has_headers: found.hdrs.is_some(),
+        }))
     }
 }
 
@@ -236,11 +351,11 @@ pub async fn open_until_done(
     jetstream: &jetstream::Context,
     settings: LogSettings,
     stop: &Stop,
-) -> Result<Option<Stream>, LogError> {
+) -> Result<Option<Log>, LogError> {
     let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
     loop {
         match open(jetstream, settings).await {
-            Ok(stream) => return Ok(Some(stream)),
+            Ok(log) => return Ok(Some(log)),
             Err(LogError::Nats(error)) => tracing::warn!(%error, "the log cannot be opened yet"),
             Err(error) => return Err(error),
         }

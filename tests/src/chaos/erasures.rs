@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use shared::ids::SessionId;
+use shared::log::Log;
 use shared::partition::PartitionCount;
 use shared::request::Request;
 use shared::subjects;
@@ -303,14 +304,14 @@ pub(super) async fn judge(world: &World) -> Result<Vec<Broken>> {
 
 /// What the log holds of a session beside the record that erased it.
 async fn left_in_log(
-    log: &async_nats::jetstream::stream::Stream,
+    log: &Log,
     partitions: PartitionCount,
     session: &str,
 ) -> Result<Option<String>> {
     let id = SessionId::parse(session).ok().context("a session's id")?;
     let subject = subjects::request(partitions.partition_of(id), id);
-    let Some(first) = shared::log::first_record(log, &subject, 1).await? else { return Ok(None) };
-    let last = shared::log::last_record(log, &subject).await?;
+    let Some(first) = log.first_record(&subject, 1).await? else { return Ok(None) };
+    let last = log.last_record(&subject).await?;
     let is_alone = last.is_some_and(|last| last.sequence == first.sequence);
     let erases = matches!(Request::decode(&first.payload), Ok(Request::Erase(_)));
     let text = format!("the log holds more of it than its end, from {} on", first.sequence);

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use async_nats::jetstream::{self, stream::Stream};
+use async_nats::jetstream;
+use shared::log::Log;
 use shared::subjects;
 use tokio::time::sleep;
 
@@ -105,7 +106,7 @@ async fn is_everything_stored(world: &World, jetstream: &jetstream::Context) -> 
     Ok(true)
 }
 
-async fn last_sequence(log: &Stream, subject: &str) -> Result<u64> {
-    let last = shared::log::last_record(log, subject).await?;
+async fn last_sequence(log: &Log, subject: &str) -> Result<u64> {
+    let last = log.last_record(subject).await?;
     Ok(last.map_or(0, |last| last.sequence))
 }

@@ -10,6 +10,8 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use tests::{Client, JsClients, Stack, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -72,6 +74,15 @@ impl Poisoned {
         let url = self.stack.url(&format!("/api/chats/{}", self.session));
         let history = self.stack.http().get(url).send().await.unwrap().json::<Vec<Value>>().await;
         assert_eq!(words(&history.unwrap()), contents);
+    }
+
+    async fn stored_within_5_seconds(&self, content: &str) {
+        let pool = self.stack.pool();
+        eventually(Duration::from_secs(5), content, async || {
+            let stored = r#"SELECT EXISTS (SELECT FROM "Message" WHERE "content" = $1)"#;
+            sqlx::query_scalar(stored).bind(content).fetch_one(&pool).await.unwrap()
+        })
+        .await;
     }
 
     /// Waits for dead letters that were not looked at yet.
@@ -386,13 +397,55 @@ async fn a_thousand_records_of_any_kind_hold_up_nobody() {
     }
     assert!(taken > 900, "only {taken} were taken");
     poisoned.say("honest").await;
-    eventually(Duration::from_secs(5), "it is stored", async || {
-        let stored = r#"SELECT EXISTS (SELECT FROM "Message" WHERE "content" = 'honest')"#;
-        sqlx::query_scalar(stored).fetch_one(&poisoned.stack.pool()).await.unwrap()
-    })
-    .await;
+    poisoned.stored_within_5_seconds("honest").await;
     let logs = poisoned.stack.persister(0).logs();
     assert!(!logs.contains("reading the log anew") && !logs.contains("panicked"), "{logs}");
+}
+
+/// Puts a record into the log byte by byte as it is given, as no library would.
+async fn put_bytes(stack: &Stack, subject: &[u8], headers: &[u8], payload: &[u8]) {
+    let address = stack.nats().url().replace("nats://", "");
+    let mut nats = TcpStream::connect(address).await.unwrap();
+    let mut sent = b"CONNECT {\"verbose\":false,\"headers\":true}\r\nSUB taken 1\r\nHPUB ".to_vec();
+    sent.extend_from_slice(subject);
+    let (before, all) = (headers.len(), headers.len() + payload.len());
+    sent.extend_from_slice(format!(" taken {before} {all}\r\n").as_bytes());
+    for part in [headers, payload, b"\r\n"] {
+        sent.extend_from_slice(part);
+    }
+    nats.write_all(&sent).await.unwrap();
+    let mut heard = String::new();
+    eventually(SOON, "it is in the log", async || {
+        heard += &String::from_utf8_lossy(&nats.read_u8().await.map(|byte| vec![byte]).unwrap());
+        assert!(!heard.contains("-ERR") && !heard.contains("\"error\""), "{heard}");
+        heard.contains("\"seq\"")
+    })
+    .await;
+}
+
+/// Headers that the client library cannot read: it ends its connection over them.
+const UNREADABLE_HEADERS: [&[u8]; 5] = [
+    b"NATS/1.0\r\nno colon\r\n\r\n",
+    b"NATS/1.0\r\n\xff: not UTF-8\r\n\r\n",
+    b"NATS/1.0\r\nname with blanks: x\r\n\r\n",
+    b"NATS/1.0 soon\r\n\r\n",
+    b"HTTP/1.1 200\r\n\r\n",
+];
+
+#[tokio::test]
+async fn records_whose_headers_or_subjects_cannot_be_read_hold_up_nobody() {
+    let poisoned = Poisoned::start().await;
+    for (headers, id) in UNREADABLE_HEADERS.into_iter().zip('a'..) {
+        let content = format!("beside {}", String::from_utf8_lossy(headers).trim());
+        let record = message(id, &content);
+        put_bytes(&poisoned.stack, poisoned.subject.as_bytes(), headers, record.as_bytes()).await;
+        poisoned.stored_within_5_seconds(&content).await;
+    }
+    let beside = [poisoned.beside("").as_bytes(), b"\xff\xfe"].concat();
+    put_bytes(&poisoned.stack, &beside, UNREADABLE_HEADERS[0], b"garbage").await;
+    put_bytes(&poisoned.stack, b"chat.requests.\xff.x", b"NATS/1.0\r\n\r\n", b"garbage").await;
+    poisoned.say("honest").await;
+    poisoned.stored_within_5_seconds("honest").await;
 }
 
 #[tokio::test]
