@@ -12,7 +12,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::client_info::TrustedProxies;
 use crate::limits;
-use crate::metrics::METRICS;
+use crate::metrics::{Full, METRICS};
 
 /// Files that the gateway itself has open: its connections to Postgres and NATS, its listeners, the
 /// connections of operators.
@@ -37,28 +37,6 @@ pub struct ConnectionSlot {
     slots: Arc<ConnectionSlots>,
     /// Whose connections it counts among; none for a proxy.
     peer: Option<IpAddr>,
-}
-
-/// Why a connection is not served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Full {
-    /// Its peer has as many as it may have.
-    Peer,
-    /// The process may not open many more files.
-    Files,
-}
-
-impl Full {
-    /// Every reason.
-    pub const ALL: [Self; 2] = [Self::Peer, Self::Files];
-
-    /// The reason as the metric's label has it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Peer => "peer",
-            Self::Files => "files",
-        }
-    }
 }
 
 impl ConnectionSlots {

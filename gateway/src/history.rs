@@ -17,8 +17,6 @@ use sqlx::{FromRow, Row};
 use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::listing::LAST_CHARS;
-
 /// Connections unless the URL's `connection_limit` says otherwise; delivery has one more.
 const CONNECTIONS: u32 = 8;
 /// Bound of a wait for a connection.
@@ -29,6 +27,8 @@ const STATEMENT_TIMEOUT_MS: u32 = 10_000;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 
 const NANOS_PER_MILLI: i128 = 1_000_000;
+/// Most characters of a last message that are shown.
+pub const LAST_CHARS: usize = 50;
 /// Characters of a last message that are read: one more than shown tells that it was cut.
 #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 const LAST_CHARS_READ: i32 = LAST_CHARS as i32 + 1;

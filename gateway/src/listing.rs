@@ -9,10 +9,8 @@ use shared::message::Sender;
 use shared::timestamp::Timestamp;
 use time::PrimitiveDateTime;
 
-use crate::history::ListedSession;
+use crate::history::{LAST_CHARS, ListedSession};
 
-/// Most characters of the last message.
-pub const LAST_CHARS: usize = 50;
 /// Characters of a session's id by which people tell visitors apart.
 const USER_CHARS: usize = 8;
 

@@ -7,7 +7,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use shared::metrics::{Catalogue, Connections, Labelled};
 
-use crate::connection_slots::Full;
 use crate::error::ErrorCode;
 
 /// The metrics of this process.
@@ -50,6 +49,28 @@ pub struct Metrics {
     pub healed_messages: Counter,
     /// Postgres and NATS.
     pub connections: Connections,
+}
+
+/// Why a connection is not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// Its peer has as many as it may have.
+    Peer,
+    /// The process may not open many more files.
+    Files,
+}
+
+impl Full {
+    /// Every reason.
+    pub const ALL: [Self; 2] = [Self::Peer, Self::Files];
+
+    /// The reason as the metric's label has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Files => "files",
+        }
+    }
 }
 
 impl Metrics {

@@ -2,7 +2,6 @@
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::connection::State;
@@ -19,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::error::{ClientError, ErrorCode as Code};
-use crate::intake::Intake;
+use crate::intake::{ANSWER_TIMEOUT, Intake};
 use crate::metrics::METRICS;
 
 /// Requests on their way to the log at a time. It bounds memory and the wait of the last one: at
@@ -28,8 +27,6 @@ const IN_FLIGHT_MAX: u32 = 4_096;
 /// Sends that wait before that, of all sockets together: the last one waits for less than a second. Beyond
 /// it a send is refused at once, not after seconds in which everything else came too late as well.
 const WAITING_MAX: usize = 16_384;
-/// Longest time from a request's arrival to its answer: a client hears within 5 s.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// Publishes requests.
 pub struct Publisher {
