@@ -1,6 +1,6 @@
 //! The gateway's settings.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,14 @@ use shared::nats::NatsUrl;
 use shared::settings::{self, Address, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, Switch};
 use shared::telemetry::{Filter, LogFormat};
 
-use crate::auth::{Caller, Role};
-use crate::client_info::TrustedProxies;
+use crate::access::client_address::TrustedProxies;
+use crate::access::limits::LimitSettings;
+use crate::access::rights::{Caller, Role};
+use crate::access::token::{Keys, PublicKeys, Secrets};
 use crate::error::ClientError;
-use crate::limits::LimitSettings;
-use crate::listing::Zone;
-use crate::token::{Keys, PublicKeys, Secrets};
+use crate::inbox::entry::Zone;
+use crate::transport::http_limits::HttpLimits;
+use crate::transport::serve::Host;
 
 /// Longer contents do not fit into a record of the log.
 const CONTENT_CHARS_MAX: usize = 100_000;
@@ -25,17 +27,6 @@ const CONTENT_CHARS_MAX: usize = 100_000;
 const PAYLOAD_BYTES_MIN: usize = 8_000;
 /// Larger packets are no chat.
 const PAYLOAD_BYTES_MAX: usize = 100_000_000;
-
-/// Less than any browser sends would refuse everybody.
-const HEADER_BYTES_MIN: usize = 1_024;
-/// Beyond that the server gives up by itself.
-const HEADER_BYTES_MAX: usize = 262_144;
-/// Longest times of HTTP connections, in seconds.
-const HTTP_SECONDS_MAX: u64 = 3_600;
-/// The same of slow clients.
-const SLOW_SECONDS_MAX: u32 = 3_600;
-/// No telephone line sends as much.
-const BYTES_PER_SECOND_MAX: u32 = 1_000_000;
 
 /// Settings that only the gateway has.
 pub const OWN: &[Setting] = &[
@@ -220,54 +211,6 @@ pub struct Config {
     pub shutdown: Duration,
 }
 
-/// Bounds of an HTTP connection.
-#[derive(Debug, Clone, Copy)]
-pub struct HttpLimits {
-    /// Most bytes of a request's headers.
-    pub header_bytes: usize,
-    /// Longest time from a request's first byte to the end of its headers; of the first request, from the
-    /// beginning of the connection.
-    pub header_time: Duration,
-    /// Longest wait for a request.
-    pub idle_time: Duration,
-    /// How fast clients send bodies and read.
-    pub least_rate: LeastRate,
-}
-
-/// The least rate at which something comes or goes.
-#[derive(Debug, Clone, Copy)]
-pub struct LeastRate {
-    /// The rate.
-    pub bytes_per_second: u32,
-    /// How long it may be less.
-    pub grace_seconds: u32,
-}
-
-impl LeastRate {
-    /// How long it may be less.
-    pub fn grace(self) -> Duration {
-        Duration::from_secs(self.grace_seconds.into())
-    }
-
-    /// What comes or goes at this rate in that time.
-    pub fn bytes_in_grace(self) -> u64 {
-        u64::from(self.bytes_per_second) * u64::from(self.grace_seconds)
-    }
-}
-
-impl HttpLimits {
-    fn read(settings: &mut Settings) -> Self {
-        let mut seconds = |name| Duration::from_secs(settings.number(name, 1..=HTTP_SECONDS_MAX));
-        let (header_time, idle_time) = (seconds("HEADER_SECONDS"), seconds("IDLE_SECONDS"));
-        let least_rate = LeastRate {
-            bytes_per_second: settings.number("MIN_BYTES_PER_SECOND", 1..=BYTES_PER_SECOND_MAX),
-            grace_seconds: settings.number("SLOW_SECONDS", 1..=SLOW_SECONDS_MAX),
-        };
-        let header_bytes = settings.number("MAX_HEADER_BYTES", HEADER_BYTES_MIN..=HEADER_BYTES_MAX);
-        Self { header_bytes, header_time, idle_time, least_rate }
-    }
-}
-
 impl Config {
     /// Who comes with this token. In open mode nobody looks at it.
     pub fn caller(&self, token: Option<&str>) -> Result<Caller, ClientError> {
@@ -280,37 +223,6 @@ impl Config {
     /// Who comes without a token.
     pub fn anonymous(&self) -> Caller {
         Caller::anonymous(if self.keys.is_empty() { Role::Open } else { Role::Visitor })
-    }
-}
-
-/// Where to listen.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Host {
-    /// `127.0.0.1` and, where there is one, `::1`.
-    Localhost,
-    /// One address.
-    Address(IpAddr),
-}
-
-impl Host {
-    /// Whether nobody but this machine can connect.
-    pub fn is_loopback(&self) -> bool {
-        match self {
-            Self::Localhost => true,
-            Self::Address(address) => address.to_canonical().is_loopback(),
-        }
-    }
-}
-
-impl FromStr for Host {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "localhost" {
-            return Ok(Self::Localhost);
-        }
-        let address = text.trim_matches(['[', ']']).parse();
-        address.map(Self::Address).map_err(|_| "must be localhost or an IP address")
     }
 }
 

@@ -1,8 +1,10 @@
 //! The gateway's command line.
 
 use clap::{Parser, Subcommand};
-use gateway::token::TokenRole;
-use gateway::{config, ops, ready, serve};
+use gateway::access::token::TokenRole;
+use gateway::config;
+use gateway::http::{ops, readiness};
+use gateway::transport::serve;
 use shared::lifecycle::stop_on_signal;
 use shared::settings::Span;
 
@@ -67,6 +69,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             println!("{}", config.keys.sign(&sub, role, ttl.0)?);
             Ok(())
         }
-        Some(Command::Health) => ready::ask(&config.host, config.port).await,
+        Some(Command::Health) => readiness::ask(&config.host, config.port).await,
     }
 }

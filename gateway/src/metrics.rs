@@ -44,9 +44,9 @@ pub struct Metrics {
     /// Sessions that a client came back to.
     pub sessions_resumed: Counter,
     /// Stretches that were read because announcements were missed.
-    pub holes_healed: Counter,
+    pub gaps_recovered: Counter,
     /// What was read in them.
-    pub healed_messages: Counter,
+    pub recovered_messages: Counter,
     /// Postgres and NATS.
     pub connections: Connections,
 }
@@ -108,11 +108,11 @@ impl Metrics {
             rooms: all.add("rooms", "Sessions that a connected socket is in"),
             sessions_opened: all.add("sessions_opened", "Sessions that were opened"),
             sessions_resumed: all.add("sessions_resumed", "Times that a client came back to a session"),
-            holes_healed: all.add(
+            gaps_recovered: all.add(
                 "holes_healed",
                 "Stretches of the log read from Postgres because their announcements were missed",
             ),
-            healed_messages: all
+            recovered_messages: all
                 .add("healed_messages", "Messages read from Postgres because they were missed"),
             connections: Connections::new(&mut all),
             catalogue: all,

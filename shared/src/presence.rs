@@ -21,7 +21,7 @@ impl GatewayId {
 
 /// Something that a gateway says to all the others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Presence {
+pub struct Statement {
     /// Who says it.
     pub gateway: GatewayId,
     /// What it says.
@@ -30,21 +30,24 @@ pub struct Presence {
 
 /// What a gateway says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub enum Says {
     /// Visitors came or left; without any it only says that the gateway lives.
-    Changed(Changed),
+    #[serde(rename = "changed")]
+    Delta(Delta),
     /// A part of the whole set.
-    All(Part),
+    #[serde(rename = "all")]
+    Snapshot(SnapshotPart),
     /// Tell me the whole set.
-    Ask(Ask),
+    #[serde(rename = "ask")]
+    SnapshotRequest(SnapshotRequest),
     /// The gateway stops, and its visitors are gone.
-    Gone,
+    #[serde(rename = "gone")]
+    Leave,
 }
 
 /// A change of the set of a gateway's sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changed {
+pub struct Delta {
     /// The change that this one follows.
     pub since: u64,
     /// The number of this change; equal to `since` if there is none.
@@ -57,7 +60,7 @@ pub struct Changed {
 
 /// A part of the set of a gateway's sessions. The parts of a set follow each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
+pub struct SnapshotPart {
     /// Up to which change the set holds.
     pub revision: u64,
     /// Which part, from 0.
@@ -68,7 +71,7 @@ pub struct Part {
     pub sessions: Vec<SessionId>,
 }
 
-impl Part {
+impl SnapshotPart {
     /// Whether `next` is the part that comes after this one.
     pub fn is_before(&self, next: &Self) -> bool {
         (next.revision, next.part, next.parts) == (self.revision, self.part + 1, self.parts)
@@ -77,7 +80,7 @@ impl Part {
 
 /// A request for whole sets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ask {
+pub struct SnapshotRequest {
     /// Whose; everybody's if none is named.
     pub of: Option<GatewayId>,
 }
@@ -116,31 +119,34 @@ mod tests {
     fn says(says: Says, json: &str) {
         let gateway = GatewayId(GATEWAY.parse().unwrap());
         let json = format!(r#"{{"gateway":"{GATEWAY}","says":{json}}}"#);
-        round_trips(&Presence { gateway, says }, &json);
+        round_trips(&Statement { gateway, says }, &json);
     }
 
     #[test]
     fn a_change() {
-        let changed = Changed { since: 4, revision: 5, came: vec![session()], left: vec![] };
+        let changed = Delta { since: 4, revision: 5, came: vec![session()], left: vec![] };
         let json =
             format!(r#"{{"changed":{{"since":4,"revision":5,"came":["{SESSION}"],"left":[]}}}}"#);
-        says(Says::Changed(changed), &json);
+        says(Says::Delta(changed), &json);
     }
 
     #[test]
     fn a_part_of_the_whole() {
-        let part = Part { revision: 5, part: 0, parts: 1, sessions: vec![session()] };
+        let part = SnapshotPart { revision: 5, part: 0, parts: 1, sessions: vec![session()] };
         let json =
             format!(r#"{{"all":{{"revision":5,"part":0,"parts":1,"sessions":["{SESSION}"]}}}}"#);
-        says(Says::All(part), &json);
+        says(Says::Snapshot(part), &json);
     }
 
     #[test]
     fn a_question_and_a_farewell() {
-        says(Says::Ask(Ask { of: None }), r#"{"ask":{"of":null}}"#);
+        says(Says::SnapshotRequest(SnapshotRequest { of: None }), r#"{"ask":{"of":null}}"#);
         let of = Some(GatewayId(GATEWAY.parse().unwrap()));
-        says(Says::Ask(Ask { of }), &format!(r#"{{"ask":{{"of":"{GATEWAY}"}}}}"#));
-        says(Says::Gone, r#""gone""#);
+        says(
+            Says::SnapshotRequest(SnapshotRequest { of }),
+            &format!(r#"{{"ask":{{"of":"{GATEWAY}"}}}}"#),
+        );
+        says(Says::Leave, r#""gone""#);
     }
 
     #[test]

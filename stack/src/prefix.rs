@@ -140,8 +140,7 @@ mod tests {
 
     #[test]
     fn a_log_line_is_short_and_says_which_library_it_is_of() {
-        let line =
-            "2026-01-31T09:41:07.123456Z  INFO gateway::serve: listening on http://[::1]:4000";
+        let line = "2026-01-31T09:41:07.123456Z  INFO gateway::run: listening on http://[::1]:4000";
         assert_eq!(short(line).unwrap(), "09:41:07 INFO  listening on http://[::1]:4000");
         let line = "2026-01-31T09:41:07.123Z  WARN async_nats::connector: gone: no route";
         assert_eq!(short(line).unwrap(), "09:41:07 WARN  async_nats::connector: gone: no route");

@@ -6,8 +6,8 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use gateway::delivery;
-use gateway::payload::RawEvent;
+use gateway::delivery::rooms::Saved;
+use gateway::socket::payload::RawEvent;
 use persister::batch::{self, Place, Record};
 use serde::Deserialize;
 use shared::announcement::{Announcement, Epoch, Position};
@@ -106,7 +106,7 @@ fn forward(criterion: &mut Criterion) {
         bencher.iter(|| {
             let place = subjects::parse_saved(black_box(&subject));
             let announcement = Announcement::from_headers(black_box(&headers)).unwrap();
-            (place, delivery::saved(black_box(&payload), announcement.position))
+            (place, Saved::read(black_box(&payload), announcement.position))
         });
     });
 }

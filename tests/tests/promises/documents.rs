@@ -111,7 +111,7 @@ fn every_error_code_is_described() {
 
 #[test]
 fn every_event_of_a_client_is_described() {
-    let events = read("gateway/src/events.rs");
+    let events = read("gateway/src/socket/events.rs");
     let arms = events.lines().filter_map(|line| line.trim().strip_prefix('"'));
     let taken = arms.filter_map(|line| line.split_once("\" =>")).map(|(name, _)| name.to_owned());
     let described = section("docs/contract.md", "events");
@@ -122,7 +122,7 @@ fn every_event_of_a_client_is_described() {
 /// The page `/docs` and programs have the events and codes from there.
 #[test]
 fn every_event_and_code_of_the_contract_is_in_the_openapi_document() {
-    let document: Value = serde_json::from_str(gateway::openapi::DOCUMENT).expect("JSON");
+    let document: Value = serde_json::from_str(gateway::http::openapi::DOCUMENT).expect("JSON");
     let names = |key: &str| {
         let object = document["x-socket-io"][key].as_object().expect(key);
         object.keys().cloned().collect::<BTreeSet<_>>()
@@ -136,7 +136,7 @@ fn every_event_and_code_of_the_contract_is_in_the_openapi_document() {
 
 #[test]
 fn every_route_is_described() {
-    let routes = read("gateway/src/routes.rs");
+    let routes = read("gateway/src/http/routes.rs");
     let routes = routes.split(".route(").skip(1).filter_map(|rest| rest.split_once(','));
     let served = routes.map(|(path, handler)| {
         let method = handler.trim().split('(').next().expect("a method").to_uppercase();
@@ -361,7 +361,7 @@ fn whoever_has_only_the_readme_finds_everything_in_two_clicks() {
     }
     for code in [
         // Where a message is checked, where it is stored, which test holds its order.
-        "gateway/src/send.rs",
+        "gateway/src/socket/send_message.rs",
         "persister/src/store.rs",
         "tests/tests/promises/order.rs",
     ] {

@@ -11,7 +11,7 @@ use tests::{JsClients, Link, Stack};
 const SECRET: &str = "a secret of this test alone of 32 bytes or more";
 
 fn document() -> Value {
-    serde_json::from_str(gateway::openapi::DOCUMENT).unwrap()
+    serde_json::from_str(gateway::http::openapi::DOCUMENT).unwrap()
 }
 
 fn entries(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
@@ -220,7 +220,7 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
 
 #[test]
 fn every_route_that_is_served_is_documented_and_no_other() {
-    let routes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gateway/src/routes.rs");
+    let routes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gateway/src/http/routes.rs");
     let routes = fs::read_to_string(routes).unwrap();
     let routes = routes.split(".route(").skip(1).filter_map(|rest| rest.split_once(','));
     let served: BTreeSet<_> = routes
@@ -239,7 +239,7 @@ async fn the_document_holds_together_and_is_of_this_release() {
     let document = document();
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(document["openapi"], "3.1.0");
-    let text = gateway::openapi::DOCUMENT;
+    let text = gateway::http::openapi::DOCUMENT;
     for target in text.split("\"$ref\": \"#").skip(1).filter_map(|rest| rest.split('"').next()) {
         assert!(document.pointer(target).is_some(), "{target}");
     }

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use gateway::history::{History, STRETCH};
+use gateway::db::history::{History, STRETCH};
 use persister::batch::{self, Place, Record};
 use persister::store::Store;
 use serde_json::{Value, json};

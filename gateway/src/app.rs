@@ -1,0 +1,65 @@
+//! What the events of sockets and the routes of HTTP share.
+
+use std::sync::Arc;
+
+use shared::lifecycle::Stop;
+use tokio_util::task::TaskTracker;
+
+use crate::access::limits::Limits;
+use crate::config::Config;
+use crate::db::history::History;
+use crate::delivery::audience::Audience;
+use crate::delivery::inboxes::Inboxes;
+use crate::delivery::positions::Positions;
+use crate::delivery::rooms::Rooms;
+use crate::delivery::stored_sessions::StoredSessions;
+use crate::inbox::ai_mode::AiModes;
+use crate::inbox::lists::Lists;
+use crate::log::publisher::Publisher;
+use crate::log::session_lookup::SessionLookup;
+use crate::presence::active::Presence;
+
+/// What every part of the gateway shares.
+pub struct Gateway {
+    /// The settings.
+    pub config: Config,
+    /// Who may do how much.
+    pub limits: Arc<Limits>,
+    /// Which socket is in which session.
+    pub rooms: Arc<Rooms>,
+    /// What the rooms were given.
+    pub positions: Arc<Positions>,
+    /// The way into the log.
+    pub publisher: Publisher,
+    /// Which sessions exist.
+    pub lookup: Arc<SessionLookup>,
+    /// Who waits for a session to be stored.
+    pub stored_sessions: Arc<StoredSessions>,
+    /// What is stored.
+    pub history: History,
+    /// Which sessions are active.
+    pub presence: Arc<Presence>,
+    /// The agents who hear of every session.
+    pub inboxes: Arc<Inboxes>,
+    /// Where lists of sessions are asked for.
+    pub lists: Lists,
+    /// The way of switches to all inboxes.
+    pub ai_modes: AiModes,
+    /// Answers that are under way.
+    pub answers: TaskTracker,
+    /// Once it is asked for, nothing new is begun.
+    pub stop: Stop,
+}
+
+impl Gateway {
+    /// Everybody here who hears of what is stored.
+    pub fn audience(&self) -> Audience {
+        Audience {
+            rooms: Arc::clone(&self.rooms),
+            presence: Arc::clone(&self.presence),
+            inboxes: Arc::clone(&self.inboxes),
+            lookup: Arc::clone(&self.lookup),
+            partitions: self.config.log.partitions,
+        }
+    }
+}

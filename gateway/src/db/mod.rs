@@ -1,0 +1,4 @@
+//! What is read from Postgres. The gateway never writes to it.
+
+pub mod history;
+pub mod schema;

@@ -1,0 +1,34 @@
+//! Waits for the database to be what this release needs.
+
+use std::time::Duration;
+
+use shared::SCHEMA_VERSION;
+use shared::lifecycle::{Backoff, Stop, pause};
+
+use crate::db::history::History;
+
+/// Pauses between looks.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Waits until the migrations are applied. `None` if the stop came first.
+pub async fn wait(history: &History, stop: &Stop) -> anyhow::Result<Option<()>> {
+    let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+    loop {
+        match history.schema_version().await.map(|version| version >= Some(SCHEMA_VERSION)) {
+            Ok(true) => {
+                let replica = history.is_replica().await?;
+                anyhow::ensure!(
+                    !replica,
+                    "DATABASE_URL names a replica; its answers may be of the past: name the primary"
+                );
+                return Ok(Some(()));
+            }
+            Ok(false) => tracing::info!("waiting for a persister to migrate the database"),
+            Err(error) => tracing::warn!(%error, "waiting for Postgres"),
+        }
+        if !pause(stop, backoff.pause()).await {
+            return Ok(None);
+        }
+    }
+}

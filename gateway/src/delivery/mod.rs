@@ -1,0 +1,9 @@
+//! What is stored reaches those who are connected, in order.
+
+pub mod audience;
+pub mod inboxes;
+pub mod positions;
+pub mod recovery;
+pub mod rooms;
+pub mod stored_sessions;
+pub mod task;

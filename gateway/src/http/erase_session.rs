@@ -1,0 +1,60 @@
+//! `DELETE /api/chats/:sessionId`: erases a session and what was said in it. The erasure goes through
+//! the log, as everything does: what stands before it there goes, what comes behind it is refused.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use shared::ids::SessionId;
+use shared::request::Request;
+
+use crate::app::Gateway;
+use crate::error::ClientError;
+use crate::http::chats;
+use crate::log::publisher::Publisher;
+use crate::log::session_lookup::Existence;
+use crate::problem::Problem;
+
+/// The answer to an erasure that is in the log.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Accepted<'a> {
+    session_id: &'a str,
+    status: &'static str,
+}
+
+/// Takes an erasure; it is in the log when this one's answer comes.
+pub async fn take(
+    State(gateway): State<Arc<Gateway>>,
+    path: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    let session_id = chats::session_of(path, &uri)?;
+    match exists(&gateway, &session_id).await? {
+        Existence::Exists => {}
+        Existence::Absent => return Err(ClientError::session_not_found().into()),
+        Existence::Unknown => return Err(ClientError::unavailable().into()),
+    }
+    let (session, request) = Request::erase(&session_id);
+    let pending = gateway.publisher.publish(session, &request, Publisher::deadline()).await?;
+    let sequence = pending.accepted().await?;
+    gateway.lookup.forget(session);
+    gateway.publisher.tell_ended(session).await;
+    tracing::info!(session = session.short(), sequence, "a session is to be erased");
+    let kind = [(header::CONTENT_TYPE, chats::JSON)];
+    let accepted = Accepted { session_id: &session_id, status: "accepted" };
+    Ok((StatusCode::ACCEPTED, kind, Json(accepted)).into_response())
+}
+
+async fn exists(gateway: &Gateway, session_id: &str) -> Result<Existence, Problem> {
+    if let Ok(session) = SessionId::parse(session_id) {
+        return Ok(gateway.lookup.check(session).await);
+    }
+    // An adopter's: the log knows none of these.
+    let stored = gateway.history.session(session_id).await?;
+    Ok(stored.map_or(Existence::Absent, |_| Existence::Exists))
+}

@@ -1,0 +1,13 @@
+//! What is asked for over HTTP, by a front end or a program, and by operators.
+
+pub mod authenticate;
+pub mod chats;
+pub mod erase_session;
+pub mod etag;
+pub mod openapi;
+pub mod ops;
+pub mod pagination;
+pub mod post_message;
+pub mod read_limit;
+pub mod readiness;
+pub mod routes;

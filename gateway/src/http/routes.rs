@@ -1,0 +1,121 @@
+//! Every route, on one screen.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::IntoResponse;
+use axum::routing::{delete, get, post};
+use socketioxide::{ParserConfig, SocketIo};
+use tower::Layer;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+use tower_http::normalize_path::NormalizePathLayer;
+
+use crate::access::rights::Action;
+use crate::app::Gateway;
+use crate::config::{Config, Origins};
+use crate::http::readiness::Readiness;
+use crate::http::{authenticate, chats, erase_session, etag, openapi, post_message, read_limit};
+use crate::problem::Problem;
+use crate::socket::{events, handshake};
+
+/// Packets that wait for a client at a time. The library's 128 lost most of a burst of 1,000; room
+/// costs nothing while it is empty.
+const SEND_BUFFER_PACKETS: usize = 8_192;
+/// Buffer of a websocket for reading; the library's costs 3 KB more per idle connection.
+const READ_BUFFER_BYTES: usize = 1_024;
+/// How long browsers may remember a preflight.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_mins(10);
+
+/// All routes and, for its end, Socket.IO.
+pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo) {
+    let may = |action| from_fn_with_state((Arc::clone(gateway), action), authenticate::require);
+    let rest = Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(move || async move { readiness.answer().await }))
+        .route("/api/chats", get(chats::list).route_layer(may(Action::ListChats)))
+        .route("/api/chats/{session_id}", get(chats::messages).route_layer(may(Action::ReadChat)))
+        .route(
+            "/api/chats/{session_id}",
+            delete(erase_session::take).route_layer(may(Action::EraseChat)),
+        )
+        .route(
+            "/api/chats/{session_id}/export",
+            get(chats::export).route_layer(may(Action::ExportChat)),
+        )
+        .route(
+            "/api/chats/{session_id}/messages",
+            post(post_message::take).route_layer(may(Action::PostMessage)),
+        )
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
+        .layer(DefaultBodyLimit::max(gateway.config.max_payload_bytes))
+        .fallback(|| async { Problem::not_found() })
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .layer(from_fn(etag::name))
+        .with_state(Arc::clone(gateway));
+    // As Express: a trailing slash makes no difference. It must go before a route is chosen.
+    let rest = NormalizePathLayer::trim_trailing_slash().layer(rest);
+    let rest = from_fn_with_state(Arc::clone(gateway), read_limit::limit).layer(rest);
+    let (layer, io) = socket_io(&gateway.config);
+    events::register(&io, gateway);
+    let admit = from_fn_with_state(Arc::clone(gateway), handshake::admit);
+    let router = Router::new()
+        .fallback_service(rest)
+        .layer(layer)
+        .layer(admit)
+        .layer(cors(&gateway.config.cors_origins));
+    (router, io)
+}
+
+/// What is served while the gateway waits for what it needs.
+pub fn starting(origins: &Origins) -> Router {
+    let starting = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "starting: try again");
+    Router::new()
+        .route("/health", get(health))
+        .fallback(move || async move { starting() })
+        .layer(cors(origins))
+}
+
+/// Answers while the process lives.
+pub async fn health() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, chats::JSON)], r#"{"status":"ok"}"#)
+}
+
+fn socket_io(config: &Config) -> (socketioxide::layer::SocketIoLayer, SocketIo) {
+    SocketIo::builder()
+        .max_buffer_size(SEND_BUFFER_PACKETS)
+        .max_payload(config.max_payload_bytes as u64)
+        // `max_payload` alone limits polling only.
+        .ws_max_message_size(config.max_payload_bytes)
+        .ws_max_frame_size(config.max_payload_bytes)
+        .ws_read_buffer_size(READ_BUFFER_BYTES)
+        // The contract is text only.
+        .with_parser(ParserConfig::common().max_incoming_binaries(0))
+        .build_layer()
+}
+
+fn cors(origins: &Origins) -> CorsLayer {
+    let origin = match origins {
+        Origins::Any => AllowOrigin::any(),
+        Origins::List(list) => AllowOrigin::list(list.clone()),
+    };
+    CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods([
+            Method::GET,
+            Method::HEAD,
+            Method::POST,
+            Method::PUT,
+            Method::PATCH,
+            Method::DELETE,
+        ])
+        // A `*` would not cover Authorization.
+        .allow_headers(AllowHeaders::mirror_request())
+        // Scripts see no others.
+        .expose_headers([header::LINK, header::RETRY_AFTER])
+        .max_age(PREFLIGHT_MAX_AGE)
+}

@@ -1,0 +1,125 @@
+//! How a session looks in the lists of an inbox.
+
+use std::borrow::Cow;
+use std::str::FromStr;
+
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use shared::message::Sender;
+use shared::timestamp::Timestamp;
+use time::PrimitiveDateTime;
+
+use crate::db::history::{LAST_CHARS, ListedSession};
+
+/// Characters of a session's id by which people tell visitors apart.
+const USER_CHARS: usize = 8;
+
+/// The time zone of the agents.
+#[derive(Debug, Clone)]
+pub struct Zone(TimeZone);
+
+impl FromStr for Zone {
+    type Err = &'static str;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let zone = TimeZone::get(name);
+        zone.map(Self).map_err(|_| "must be a time zone such as UTC or Europe/Berlin")
+    }
+}
+
+impl Zone {
+    /// As `toLocaleTimeString([], {hour: "2-digit", minute: "2-digit"})` writes it in English.
+    fn clock(&self, utc: PrimitiveDateTime) -> String {
+        let time = jiff::Timestamp::from_second(utc.assume_utc().unix_timestamp());
+        let clock = |time: jiff::Timestamp| time.to_zoned(self.0.clone()).strftime("%I:%M %p");
+        time.map(|time| clock(time).to_string()).unwrap_or_default()
+    }
+}
+
+/// A session in a list: exactly these keys, in this order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry<'a> {
+    session_id: &'a str,
+    user: String,
+    last_message: Cow<'a, str>,
+    timestamp: String,
+    is_active: bool,
+    created_at: Timestamp,
+    last_message_at: Option<Timestamp>,
+}
+
+impl<'a> Entry<'a> {
+    /// The session as agents in this time zone see it.
+    pub fn new(session: &'a ListedSession, is_active: bool, zone: &Zone) -> Self {
+        let user: String = session.session_id.chars().take(USER_CHARS).collect();
+        Self {
+            session_id: &session.session_id,
+            user: format!("User-{user}"),
+            last_message: last_message(session),
+            timestamp: zone.clock(session.last_at.unwrap_or(session.created_at)),
+            is_active,
+            created_at: Timestamp::from_column(session.created_at),
+            last_message_at: session.last_at.map(Timestamp::from_column),
+        }
+    }
+}
+
+fn last_message(session: &ListedSession) -> Cow<'_, str> {
+    let Some(content) = &session.last_content else { return "No messages yet".into() };
+    let end = content.char_indices().nth(LAST_CHARS).map(|(end, _)| end);
+    let cut = end.map_or(Cow::from(content), |end| format!("{}...", &content[..end]).into());
+    match session.last_sender.as_deref() {
+        Some(sender) if sender == Sender::Admin.as_str() => format!("Admin: {cut}").into(),
+        _ => cut,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn session(last: Option<(&str, &str)>) -> ListedSession {
+        ListedSession {
+            id: "cm4abc123".into(),
+            session_id: "550e8400-e29b-41d4-a716-446655440000".into(),
+            created_at: datetime!(2024-12-13 09:41:05.999),
+            last_sender: last.map(|(sender, _)| sender.into()),
+            last_content: last.map(|(_, content)| content.into()),
+            last_at: last.map(|_| datetime!(2024-12-13 22:05:00)),
+        }
+    }
+
+    fn json(session: &ListedSession, zone: &str) -> String {
+        serde_json::to_string(&Entry::new(session, true, &zone.parse().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn a_session_has_the_seven_keys_of_the_contract_in_its_order() {
+        let json = json(&session(None), "UTC");
+        let wanted = r#"{"sessionId":"550e8400-e29b-41d4-a716-446655440000","user":"User-550e8400","lastMessage":"No messages yet","timestamp":"09:41 AM","isActive":true,"createdAt":"2024-12-13T09:41:05.999Z","lastMessageAt":null}"#;
+        assert_eq!(json, wanted);
+    }
+
+    #[test]
+    fn the_clock_is_that_of_the_zone() {
+        let session = session(Some(("user", "hi")));
+        assert!(json(&session, "UTC").contains(r#""timestamp":"10:05 PM""#));
+        assert!(json(&session, "Asia/Kolkata").contains(r#""timestamp":"03:35 AM""#));
+        assert!(json(&session, "UTC").contains(r#""lastMessageAt":"2024-12-13T22:05:00.000Z""#));
+        assert!("Mars/Olympus".parse::<Zone>().is_err());
+    }
+
+    #[test]
+    fn long_messages_are_cut_after_fifty_characters() {
+        let fifty = "ü".repeat(LAST_CHARS);
+        let last =
+            |sender, content: &str| last_message(&session(Some((sender, content)))).into_owned();
+        assert_eq!(last("user", &fifty), fifty);
+        assert_eq!(last("user", &format!("{fifty}!")), format!("{fifty}..."));
+        assert_eq!(last("admin", &format!("{fifty}!")), format!("Admin: {fifty}..."));
+        assert_eq!(last("admin", "hi"), "Admin: hi");
+    }
+}

@@ -1,0 +1,7 @@
+//! The log as the gateway uses it: what it takes, how far it is stored, which sessions it tells of.
+
+pub mod accept_message;
+pub mod health;
+pub mod progress;
+pub mod publisher;
+pub mod session_lookup;

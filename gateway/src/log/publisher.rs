@@ -1,0 +1,180 @@
+//! The way into the log: publishes requests and learns whether JetStream took them.
+
+use std::error::Error as _;
+use std::sync::Arc;
+
+use async_nats::Client;
+use async_nats::connection::State;
+use async_nats::jetstream::context::{
+    ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind,
+};
+use async_nats::jetstream::{self, ErrorCode};
+use shared::announcement;
+use shared::ids::SessionId;
+use shared::partition::PartitionCount;
+use shared::request::Request;
+use shared::subjects;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::error::{ClientError, ErrorCode as Code};
+use crate::log::health::{ANSWER_TIMEOUT, LogHealth};
+use crate::metrics::METRICS;
+
+/// Requests on their way to the log at a time. It bounds memory and the wait of the last one: at
+/// 30,000 a second it is a seventh of a second.
+const IN_FLIGHT_MAX: u32 = 4_096;
+/// Sends that wait before that, of all sockets together: the last one waits for less than a second. Beyond
+/// it a send is refused at once, not after seconds in which everything else came too late as well.
+const WAITING_MAX: usize = 16_384;
+
+/// Publishes requests.
+pub struct Publisher {
+    client: Client,
+    jetstream: jetstream::Context,
+    partitions: PartitionCount,
+    permits: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    health: LogHealth,
+}
+
+/// A request that is on its way to the log.
+pub struct PendingPublish {
+    ack: PublishAckFuture,
+    deadline: Instant,
+    health: LogHealth,
+    _permit: PublishPermit,
+}
+
+/// Room for one send to wait, while it is held.
+pub struct SendPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
+
+/// One of the [`IN_FLIGHT_MAX`].
+struct PublishPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
+
+impl Publisher {
+    /// Publishes over this connection, and notes what the log takes.
+    pub fn new(client: Client, partitions: PartitionCount, health: LogHealth) -> Self {
+        let jetstream = ContextBuilder::new()
+            .timeout(ANSWER_TIMEOUT)
+            // Ours bounds it first; the library's would block without a word.
+            .max_ack_inflight(2 * IN_FLIGHT_MAX as usize)
+            .build(client.clone());
+        Self {
+            client,
+            jetstream,
+            partitions,
+            permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize)),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            health,
+        }
+    }
+
+    /// Tells all gateways, this one too, that the end of a session is in the log.
+    pub async fn tell_ended(&self, session: SessionId) {
+        let partition = self.partitions.partition_of(session);
+        let told = announcement::tell_ended(&self.client, partition, session);
+        // Nobody waits for a connection whose queue is full.
+        tokio::time::timeout(ANSWER_TIMEOUT, told).await.ok();
+    }
+
+    /// When a request that arrives now must be answered.
+    pub fn deadline() -> Instant {
+        Instant::now() + ANSWER_TIMEOUT
+    }
+
+    /// Room for one more send to wait; `None` if the log is too slow for what is sent.
+    pub fn send_permit(&self) -> Option<SendPermit> {
+        Arc::clone(&self.waiting).try_acquire_owned().map(SendPermit).ok()
+    }
+
+    /// Puts a request on its way. Requests get into the log in the order of these calls.
+    pub async fn publish(
+        &self,
+        session: SessionId,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<PendingPublish, ClientError> {
+        // Without a connection the library would queue it, and store it some time later.
+        if self.client.connection_state() != State::Connected {
+            return Err(ClientError::unavailable());
+        }
+        let payload = request.encode().map_err(|_| ClientError::unavailable())?;
+        let subject = subjects::request(self.partitions.partition_of(session), session);
+        let sent = async {
+            let permit = Arc::clone(&self.permits).acquire_owned().await;
+            let permit = PublishPermit::new(permit.map_err(|_| ClientError::unavailable())?);
+            let ack = self.jetstream.publish(subject, payload.into()).await;
+            let ack = ack.map_err(|error| client_error(&error))?;
+            let health = self.health.clone();
+            Ok(PendingPublish { ack, deadline, health, _permit: permit })
+        };
+        // Until it resolves nothing was sent.
+        tokio::time::timeout_at(deadline, sent)
+            .await
+            .unwrap_or_else(|_| Err(ClientError::overloaded()))
+    }
+}
+
+impl PendingPublish {
+    /// Waits until the request is in the log, and says where it stands.
+    pub async fn accepted(self) -> Result<u64, ClientError> {
+        let answer = tokio::time::timeout_at(self.deadline, self.ack.into_future()).await;
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let waited = ANSWER_TIMEOUT.saturating_sub(left);
+        match answer {
+            Ok(Ok(ack)) => {
+                METRICS.accept_seconds.observe(waited.as_secs_f64());
+                self.health.took();
+                Ok(ack.sequence)
+            }
+            Ok(Err(error)) => {
+                let error = client_error(&error);
+                // One that is larger than the log takes says nothing of the log.
+                if error.code != Code::TooLarge {
+                    self.health.refused(waited);
+                }
+                Err(error)
+            }
+            Err(_) => {
+                self.health.refused(waited);
+                Err(ClientError::unavailable())
+            }
+        }
+    }
+}
+
+impl PublishPermit {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
+        METRICS.publishes_in_flight.inc();
+        Self(permit)
+    }
+}
+
+impl Drop for PublishPermit {
+    fn drop(&mut self) {
+        METRICS.publishes_in_flight.dec();
+    }
+}
+
+/// What a failed publish means for the client: only a refusal by the server is surely not taken.
+fn client_error(error: &PublishError) -> ClientError {
+    let refused = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    match refused.map(jetstream::Error::error_code) {
+        Some(ErrorCode::STREAM_STORE_FAILED | ErrorCode::INSUFFICIENT_RESOURCES) => {
+            tracing::warn!(%error, "the log is full");
+            return ClientError::overloaded();
+        }
+        Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM) => return too_large(),
+        Some(_) => tracing::warn!(%error, "the log refuses a request"),
+        None => tracing::debug!(%error, "a request may not have reached the log"),
+    }
+    if error.kind() == PublishErrorKind::MaxPayloadExceeded {
+        return too_large();
+    }
+    ClientError::unavailable()
+}
+
+fn too_large() -> ClientError {
+    ClientError::new(Code::TooLarge, "larger than the log takes")
+}

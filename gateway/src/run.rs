@@ -1,0 +1,219 @@
+//! Runs a gateway: connects, starts its tasks, and drains when it is stopped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Client;
+use shared::lifecycle::{Stop, Tasks, until_deadline};
+use shared::log::Log;
+use shared::nats::Disturbances;
+use socketioxide::SocketIo;
+use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
+
+use crate::access::limits::Limits;
+use crate::app::Gateway;
+use crate::config::Config;
+use crate::db::history::History;
+use crate::db::schema;
+use crate::delivery::inboxes::Inboxes;
+use crate::delivery::stored_sessions;
+use crate::delivery::task::Delivery;
+use crate::http::readiness::Readiness;
+use crate::http::{ops, routes};
+use crate::inbox::ai_mode::{self, AiModes};
+use crate::inbox::lists::{ListMaker, Lists};
+use crate::log::health::LogHealth;
+use crate::log::progress::ProgressWatch;
+use crate::log::publisher::Publisher;
+use crate::log::session_lookup::SessionLookup;
+use crate::presence::active::Presence;
+use crate::presence::list_revision::ListRevision;
+use crate::presence::peers::Peers;
+use crate::transport::connection_slots::ConnectionSlots;
+use crate::transport::serve::{self, Bounds};
+
+/// Longest wait for the answers to what clients asked before the stop; each has a bound of its own
+/// below it. A short deadline leaves half of itself to it.
+const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for sockets to close: one that does not read would hold it for ever.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs a gateway on these listeners until it is stopped. A task that ends before ends it with an error.
+///
+/// Until everything it needs is there, it only says that it lives. `ops` is where operators look.
+pub async fn run(
+    config: Config,
+    listeners: Vec<TcpListener>,
+    ops: TcpListener,
+    stop: Stop,
+) -> anyhow::Result<()> {
+    let services = Services::connect(&config, &stop).await?;
+    let mut watched = Tasks::default();
+    watched.spawn("the operators' server", ops::serve(ops, services.readiness.clone()));
+    watched.spawn("the watch over NATS", shared::nats::watch(services.disturbances.clone()));
+    let serving = async {
+        match Box::pin(start(config, listeners, services, &stop)).await? {
+            Some(running) => running.until_stopped(&stop).await,
+            None => Ok(()),
+        }
+    };
+    watched.while_they_run(serving).await
+}
+
+/// What a gateway uses.
+struct Services {
+    nats: Client,
+    disturbances: Disturbances,
+    history: History,
+    health: LogHealth,
+    readiness: Readiness,
+}
+
+impl Services {
+    async fn connect(config: &Config, stop: &Stop) -> anyhow::Result<Self> {
+        let (nats, disturbances) = shared::nats::connect(&config.nats, "gateway").await?;
+        let history = History::connect(&config.database);
+        let health = LogHealth::default();
+        let readiness = Readiness::new(nats.clone(), history.clone(), health.clone(), stop.clone());
+        Ok(Self { nats, disturbances, history, health, readiness })
+    }
+
+    /// Waits for the log and for the tables. `None` if the stop came first.
+    async fn wait_for_log(&self, config: &Config, stop: &Stop) -> anyhow::Result<Option<Log>> {
+        let jetstream = async_nats::jetstream::new(self.nats.clone());
+        let Some(log) = shared::log::open_until_done(&jetstream, config.log, stop).await? else {
+            return Ok(None);
+        };
+        Ok(schema::wait(&self.history, stop).await?.map(|()| log))
+    }
+}
+
+/// Waits for what is needed, then starts everything. `None` if the stop came first.
+async fn start(
+    config: Config,
+    listeners: Vec<TcpListener>,
+    services: Services,
+    stop: &Stop,
+) -> anyhow::Result<Option<Running>> {
+    let listeners: Vec<_> = listeners.into_iter().map(Arc::new).collect();
+    let bounds = bounds(&config);
+    let started = Stop::new();
+    let mut starting = Tasks::default();
+    let first = routes::starting(&config.cors_origins);
+    let first = serve::serve(listeners.clone(), first, bounds.clone(), started.clone());
+    starting.spawn("the first server", first);
+    let log = starting.while_they_run(services.wait_for_log(&config, stop)).await?;
+    let Some(log) = log else { return Ok(None) };
+    let (gateway, lists) = assemble(config, &services, &log, stop);
+    let positions = Arc::clone(&gateway.positions);
+    let (history, nats) = (&services.history, &services.nats);
+    let delivery = Delivery::start(gateway.audience(), positions, history, nats, &log, stop);
+    let Some(delivery) = starting.while_they_run(delivery).await? else { return Ok(None) };
+    let presence = Arc::clone(&gateway.presence);
+    let peers = Peers::start(presence, nats, services.disturbances.clone()).await?;
+    let (progress, waiting) = ProgressWatch::new(history.clone(), log);
+
+    let delivering = Stop::new();
+    let mut tasks = Tasks::default();
+    tasks.spawn("the watch over the progress", progress.run(delivering.clone()));
+    tasks.spawn("the delivery", delivery.run(delivering.clone()));
+    listen(&mut tasks, &gateway, nats, &delivering);
+    tasks.spawn("what makes lists", lists.run(delivering.clone()));
+    tasks.spawn("the exchange with other gateways", peers.run(delivering.clone()));
+    let (router, io) = routes::router(&gateway, services.readiness.clone());
+    started.cancel();
+    starting.all_ended().await?;
+    tasks.spawn("the server", serve::serve(listeners, router, bounds, stop.clone()));
+    services.readiness.serving(waiting);
+    tracing::info!("ready");
+    Ok(Some(Running { gateway, io, tasks, delivering }))
+}
+
+/// What connections may take.
+fn bounds(config: &Config) -> Bounds {
+    let per_peer = config.limits.rates.then_some(config.limits.connections_per_address as usize);
+    let slots = ConnectionSlots::new(per_peer, Arc::clone(&config.trusted_proxies));
+    Bounds { http: config.http, slots }
+}
+
+/// Puts together what sockets and routes share, and what makes their lists.
+fn assemble(
+    config: Config,
+    services: &Services,
+    log: &Log,
+    stop: &Stop,
+) -> (Arc<Gateway>, ListMaker) {
+    let (nats, history, partitions) =
+        (services.nats.clone(), services.history.clone(), config.log.partitions);
+    let lookup = SessionLookup::new(history.clone(), log.clone(), partitions);
+    let revision = Arc::<ListRevision>::default();
+    let presence = Arc::new(Presence::new(Arc::clone(&revision)));
+    let inboxes = Arc::new(Inboxes::new(revision));
+    let zone = config.inbox_zone.clone();
+    let (lists, maker) =
+        Lists::new(history.clone(), Arc::clone(&presence), Arc::clone(&inboxes), zone);
+    let gateway = Gateway {
+        limits: Limits::new(config.limits.clone()),
+        rooms: Arc::default(),
+        positions: Arc::default(),
+        publisher: Publisher::new(nats.clone(), partitions, services.health.clone()),
+        lookup: Arc::new(lookup),
+        stored_sessions: Arc::default(),
+        history,
+        presence,
+        inboxes,
+        lists,
+        ai_modes: AiModes::new(nats),
+        answers: TaskTracker::new(),
+        stop: stop.clone(),
+        config,
+    };
+    (Arc::new(gateway), maker)
+}
+
+/// Listens for what is told beside saved messages.
+fn listen(tasks: &mut Tasks, gateway: &Gateway, nats: &Client, until: &Stop) {
+    let inboxes = || Arc::clone(&gateway.inboxes);
+    let waiting = Arc::clone(&gateway.stored_sessions);
+    tasks.spawn(
+        "what listens for sessions",
+        stored_sessions::listen(waiting, inboxes(), nats.clone(), until.clone()),
+    );
+    tasks.spawn(
+        "what listens for switches",
+        ai_mode::listen(inboxes(), nats.clone(), until.clone()),
+    );
+}
+
+/// A gateway that serves.
+struct Running {
+    gateway: Arc<Gateway>,
+    io: SocketIo,
+    tasks: Tasks,
+    /// Ends what clients are told by; the sockets are open as long.
+    delivering: Stop,
+}
+
+impl Running {
+    async fn until_stopped(mut self, stop: &Stop) -> anyhow::Result<()> {
+        tokio::select! {
+            // First: some of the tasks end by the same stop.
+            biased;
+            () = stop.cancelled() => {}
+            error = self.tasks.one_ended() => return Err(error),
+        }
+        let deadline = self.gateway.config.shutdown;
+        until_deadline(stop, deadline, self.drain()).await
+    }
+
+    async fn drain(mut self) -> anyhow::Result<()> {
+        self.gateway.answers.close();
+        let in_flight = IN_FLIGHT_TIMEOUT.min(self.gateway.config.shutdown / 2);
+        tokio::time::timeout(in_flight, self.gateway.answers.wait()).await.ok();
+        // Emitting after the close would panic: delivery ends first.
+        self.delivering.cancel();
+        tokio::time::timeout(CLOSE_TIMEOUT, self.io.close()).await.ok();
+        self.tasks.all_ended().await
+    }
+}

@@ -1,0 +1,92 @@
+//! Every event that a client may emit, on one screen.
+
+use std::future::ready;
+use std::sync::Arc;
+
+use shared::message::Sender;
+use socketioxide::SocketIo;
+use socketioxide::extract::{AckSender, SocketRef, TryData};
+use socketioxide::handler::ConnectHandler;
+
+use crate::access::limits::{Excess, SocketSlot};
+use crate::app::Gateway;
+use crate::error::{ClientError, ErrorCode};
+use crate::socket::ack::Ack;
+use crate::socket::connection::Connection;
+use crate::socket::handshake::{self, Handshake};
+use crate::socket::payload::RawEvent;
+use crate::socket::{inbox_events, init_session, send_message};
+use crate::transport::disconnect::disconnect;
+
+/// Serves the default namespace.
+pub fn register(io: &SocketIo, gateway: &Arc<Gateway>) {
+    let gateway = Arc::clone(gateway);
+    let keys = Arc::clone(&gateway);
+    // Before the connection counts: what it returns as an error is a `connect_error`.
+    let authenticate = move |socket: SocketRef, auth: TryData<Handshake>| {
+        ready(handshake::authenticate(&keys, &socket, auth.0.ok()))
+    };
+    let connect = move |socket: SocketRef| {
+        on_connect(&socket, &gateway);
+        ready(())
+    };
+    io.ns("/", connect.with(authenticate));
+}
+
+/// Registers the handlers before anything is awaited: a client may emit at once.
+///
+/// One handler takes every event, inline in the socket's read loop; it only queues. Handlers that
+/// await run out of order, and a handler per event costs memory per socket.
+fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
+    tracing::debug!(socket = %socket.id, "client connected");
+    let caller = handshake::caller_of(socket, gateway);
+    let connection = Arc::new(Connection::new(Arc::clone(gateway), caller));
+    let expiry = Connection::end_with_token(&connection, socket);
+    let leaving = Arc::clone(&connection);
+    socket.on_fallback(move |socket: SocketRef, event: RawEvent, sender: AckSender| {
+        let under_way = connection.gateway.answers.token();
+        let ack = Ack::new(under_way, socket, sender, event.wants_ack);
+        dispatch(&connection, &event, ack);
+        ready(())
+    });
+    socket.on_disconnect(move |socket: SocketRef| {
+        tracing::debug!(socket = %socket.id, "client disconnected");
+        leaving.close(&socket);
+        if let Some(expiry) = &expiry {
+            expiry.abort();
+        }
+        ready(())
+    });
+}
+
+fn dispatch(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
+    let name = event.name();
+    match handshake::slot_of(&ack.socket).map_or(Ok(()), SocketSlot::event) {
+        Ok(()) => {}
+        Err(Excess::Refused(error)) => return refuse(&name, event, ack, &error),
+        Err(Excess::CutOff) => return disconnect(&ack.socket),
+    }
+    match &*name {
+        "init_session" => init_session::on_init_session(connection, event, ack),
+        "user_message" => send_message::on_send(connection, Sender::User, event, ack),
+        "admin_message" => send_message::on_send(connection, Sender::Admin, event, ack),
+        "admin-connect" => inbox_events::on_connect(connection, event, ack),
+        "get-sessions" => inbox_events::on_get_sessions(connection, event, ack),
+        "get-all-sessions" => inbox_events::on_get_all_sessions(connection, event, ack),
+        "get-messages" => inbox_events::on_get_messages(connection, event, ack),
+        "admin-join-session" => inbox_events::on_join(connection, event, ack),
+        "admin-leave-session" => inbox_events::on_leave(connection, event, ack),
+        "toggle-ai-mode" => inbox_events::on_toggle_ai_mode(connection, event, ack),
+        _ => ack.refuse(&ClientError::new(ErrorCode::InvalidPayload, "there is no such event")),
+    }
+}
+
+/// Answers an event that is not taken, in the form that it has for this event.
+fn refuse(name: &str, event: &RawEvent, ack: Ack, error: &ClientError) {
+    match name {
+        "init_session" => init_session::refuse(event, ack, error),
+        "user_message" => send_message::refuse(Sender::User, event, ack, error),
+        "admin_message" => send_message::refuse(Sender::Admin, event, ack, error),
+        _ => ack.refuse(error),
+    }
+}

@@ -1,0 +1,319 @@
+//! The events of an agent's inbox.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use shared::ids::SessionId;
+use shared::message::Sender;
+use shared::presence::AiMode;
+use shared::timestamp::Timestamp;
+
+use crate::access::rights::Action;
+use crate::db::history::{Cursor, StoredMessage};
+use crate::error::{ClientError, ErrorCode};
+use crate::inbox::lists::{self, NEWEST, NoList, Wanted};
+use crate::log::session_lookup::Existence;
+use crate::socket::ack::Ack;
+use crate::socket::connection::Connection;
+use crate::socket::payload::RawEvent;
+
+/// Most messages of `messages-history`; older ones are asked for with `before`.
+const MESSAGES_MAX: u16 = 500;
+/// Most sessions of a page.
+const PAGE_MAX: u16 = 500;
+
+/// What is asked for in `get-all-sessions`.
+#[derive(Deserialize)]
+struct Page {
+    limit: Option<u16>,
+    cursor: Option<String>,
+}
+
+/// What most of these events name.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Named {
+    session_id: String,
+    before: Option<String>,
+}
+
+/// `toggle-ai-mode`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Switch {
+    session_id: String,
+    enabled: bool,
+}
+
+/// The session that the socket is in, or not any more.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JoinedSession {
+    session_id: SessionId,
+}
+
+/// A message of `messages-history`: exactly these keys, in this order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HistoryMessage<'a> {
+    id: &'a str,
+    message: &'a str,
+    is_admin: bool,
+    #[serde(rename = "isAI")]
+    is_ai: bool,
+    sender: &'a str,
+    timestamp: Timestamp,
+}
+
+/// The ack of a list.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed<'a> {
+    sessions: &'a RawValue,
+    next_cursor: Option<String>,
+}
+
+/// The ack of `get-messages`.
+#[derive(Serialize)]
+struct Messages<'a> {
+    messages: &'a [HistoryMessage<'a>],
+}
+
+/// An event of an inbox that waits for its turn.
+struct Waiting {
+    connection: Arc<Connection>,
+    ack: Ack,
+    task: Task,
+}
+
+enum Task {
+    List(Wanted),
+    Messages { session: SessionId, before: Option<String> },
+    Join { session: SessionId, new: bool },
+    Switch(AiMode),
+}
+
+/// `admin-connect`: this socket becomes an inbox, at once, and is given the active sessions.
+pub fn on_connect(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
+    if let Err(error) = connection.caller.may(Action::Inbox) {
+        return ack.refuse(&error);
+    }
+    connection.become_inbox(&ack.socket);
+    push(connection, event, ack, Task::List(Wanted::Active));
+}
+
+/// `get-sessions`: gives the active sessions.
+pub fn on_get_sessions(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
+    match connection.caller.may(Action::Inbox) {
+        Ok(()) => push(connection, event, ack, Task::List(Wanted::Active)),
+        Err(error) => ack.refuse(&error),
+    }
+}
+
+/// `get-all-sessions`: gives the active and the newest sessions, or a page of all.
+pub fn on_get_all_sessions(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
+    let wanted = optional(connection, event, Action::Inbox).and_then(|page| match page {
+        None | Some(Page { limit: None, cursor: None }) => Ok(Wanted::All),
+        Some(Page { limit, cursor }) => Ok(Wanted::Page {
+            after: cursor.map(|text| text.parse()).transpose().map_err(invalid)?,
+            limit: limit.map_or(Ok(NEWEST), check_limit)?,
+        }),
+    });
+    match wanted {
+        Ok(wanted) => push(connection, event, ack, Task::List(wanted)),
+        Err(error) => ack.refuse(&error),
+    }
+}
+
+/// `get-messages`: gives the newest messages of a session, or those before one of them.
+pub fn on_get_messages(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
+    let named = named(connection, event, Action::ReadSession);
+    match named.and_then(|named| Ok((parse(&named.session_id)?, named.before))) {
+        Ok((session, before)) => {
+            push(connection, event, ack, Task::Messages { session, before });
+        }
+        Err(error) => ack.refuse(&error),
+    }
+}
+
+/// `admin-join-session`: the room is joined at once, what the agent sends next must find it there.
+pub fn on_join(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
+    let named = named(connection, event, Action::JoinSession);
+    let session = named.and_then(|named| parse(&named.session_id));
+    match session.and_then(|session| connection.room(Some(session)).map(|()| session)) {
+        Ok(session) => {
+            let new = connection.join(session, &ack.socket);
+            push(connection, event, ack, Task::Join { session, new });
+        }
+        Err(error) => ack.refuse(&error),
+    }
+}
+
+/// `admin-leave-session`.
+pub fn on_leave(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
+    let named = named(connection, event, Action::JoinSession);
+    match named.and_then(|named| parse(&named.session_id)) {
+        Ok(session_id) => {
+            connection.leave(session_id, &ack.socket);
+            ack.send(&JoinedSession { session_id });
+        }
+        Err(error) => ack.refuse(&error),
+    }
+}
+
+/// `toggle-ai-mode`: relayed to all inboxes.
+pub fn on_toggle_ai_mode(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
+    let switch = optional::<Switch>(connection, event, Action::SwitchAi);
+    let mode = switch.and_then(|switch| {
+        let switch =
+            switch.ok_or_else(|| invalid("an object with sessionId and enabled is missing"))?;
+        Ok(AiMode { session_id: parse(&switch.session_id)?, enabled: switch.enabled })
+    });
+    match mode {
+        Ok(mode) => push(connection, event, ack, Task::Switch(mode)),
+        Err(error) => ack.refuse(&error),
+    }
+}
+
+fn optional<T: DeserializeOwned>(
+    connection: &Connection,
+    event: &RawEvent,
+    action: Action,
+) -> Result<Option<T>, ClientError> {
+    connection.caller.may(action)?;
+    event.object().map_err(|error| invalid(error.to_string()))
+}
+
+fn named(connection: &Connection, event: &RawEvent, action: Action) -> Result<Named, ClientError> {
+    optional(connection, event, action)?
+        .ok_or_else(|| invalid("an object with sessionId is missing"))
+}
+
+fn parse(session: &str) -> Result<SessionId, ClientError> {
+    SessionId::parse(session).map_err(|_| ClientError::session_not_found())
+}
+
+fn check_limit(limit: u16) -> Result<u16, ClientError> {
+    match limit {
+        1..=PAGE_MAX => Ok(limit),
+        _ => Err(invalid(format!("limit must be from 1 to {PAGE_MAX}"))),
+    }
+}
+
+fn invalid(text: impl Into<Cow<'static, str>>) -> ClientError {
+    ClientError::new(ErrorCode::InvalidPayload, text)
+}
+
+fn push(connection: &Arc<Connection>, event: &RawEvent, ack: Ack, task: Task) {
+    let waiting = Waiting { connection: Arc::clone(connection), ack, task };
+    match connection.reads.reserve(event.bytes()) {
+        Some(slot) => slot.run(move || waiting.run()),
+        None => waiting.give_up(&ClientError::overloaded()),
+    }
+}
+
+impl Waiting {
+    async fn run(self) {
+        let Self { connection, ack, task } = self;
+        match task {
+            Task::List(wanted) => list(&connection, wanted, ack).await,
+            Task::Messages { session, before } => {
+                messages(&connection, ack, session, before).await;
+            }
+            Task::Join { session, new } => match connection.gateway.lookup.check(session).await {
+                Existence::Exists | Existence::Unknown => {
+                    ack.send(&JoinedSession { session_id: session });
+                }
+                Existence::Absent => {
+                    if new {
+                        connection.leave(session, &ack.socket);
+                    }
+                    ack.refuse(&ClientError::session_not_found());
+                }
+            },
+            Task::Switch(mode) => match switch(&connection, &mode).await {
+                Ok(()) => ack.send(&mode),
+                Err(error) => ack.refuse(&error),
+            },
+        }
+    }
+
+    /// Answers with an error; the socket is in the room if it was before.
+    fn give_up(self, error: &ClientError) {
+        if let Task::Join { session, new: true } = self.task {
+            self.connection.leave(session, &self.ack.socket);
+        }
+        self.ack.refuse(error);
+    }
+}
+
+/// Gives a list: as an event, and in the ack.
+async fn list(connection: &Connection, wanted: Wanted, ack: Ack) {
+    let (event, is_kept_up) = match wanted {
+        Wanted::Active => (lists::SESSIONS_LIST, true),
+        Wanted::All | Wanted::Page { .. } => (lists::ALL_SESSIONS_LIST, false),
+    };
+    match connection.gateway.lists.list(wanted).await {
+        Ok(list) => {
+            ack.emit(event, &*list.sessions);
+            if is_kept_up {
+                connection.gateway.inboxes.given(&ack.socket, list.revision);
+            }
+            let next_cursor = list.next_cursor.as_ref().map(Cursor::to_string);
+            ack.send(&Listed { sessions: &list.sessions, next_cursor });
+        }
+        Err(NoList::Unreadable) => ack.refuse(&ClientError::unavailable()),
+        Err(NoList::Stopping) => {}
+    }
+}
+
+async fn switch(connection: &Connection, mode: &AiMode) -> Result<(), ClientError> {
+    match connection.gateway.lookup.check(mode.session_id).await {
+        Existence::Exists | Existence::Unknown => connection.gateway.ai_modes.switch(mode).await,
+        Existence::Absent => Err(ClientError::session_not_found()),
+    }
+}
+
+/// Gives a history. To a socket in the room what is said meanwhile comes behind, and nothing twice.
+async fn messages(connection: &Connection, ack: Ack, session: SessionId, before: Option<String>) {
+    let (rooms, socket) = (&connection.gateway.rooms, ack.socket.clone());
+    let holds = before.is_none() && rooms.hold(session, &socket);
+    let read = connection.gateway.history.latest(session, before.as_deref(), MESSAGES_MAX).await;
+    match read {
+        Ok(messages) if holds => {
+            let has = messages.iter().filter_map(StoredMessage::position).next_back();
+            rooms.resume(session, &socket, has, || give(ack, &messages));
+        }
+        Ok(messages) => give(ack, &messages),
+        Err(error) => {
+            tracing::warn!(%error, "a history cannot be read");
+            if holds {
+                rooms.release(session, &socket);
+            }
+            ack.refuse(&ClientError::unavailable());
+        }
+    }
+}
+
+fn give(ack: Ack, messages: &[StoredMessage]) {
+    let messages: Vec<_> = messages.iter().map(HistoryMessage::new).collect();
+    ack.emit("messages-history", &messages);
+    ack.send(&Messages { messages: &messages });
+}
+
+impl<'a> HistoryMessage<'a> {
+    fn new(stored: &'a StoredMessage) -> Self {
+        let message = stored.to_message();
+        Self {
+            id: message.id,
+            message: message.content,
+            is_admin: message.sender == Sender::Admin.as_str(),
+            is_ai: message.is_ai,
+            sender: message.sender,
+            timestamp: message.created_at,
+        }
+    }
+}

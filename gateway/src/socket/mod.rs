@@ -1,0 +1,11 @@
+//! What clients emit over Socket.IO: from the connection to the ack.
+
+pub mod ack;
+pub mod connection;
+pub mod events;
+pub mod handshake;
+pub mod inbox_events;
+pub mod init_session;
+pub mod lane;
+pub mod payload;
+pub mod send_message;

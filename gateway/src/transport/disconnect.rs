@@ -1,0 +1,158 @@
+//! Ends a client's connection from underneath, so that it comes back by itself and resumes.
+//!
+//! A socket whose buffer is full takes no farewell any more, and a farewell of the library
+//! ("io server disconnect") would keep the client from coming back. A connection that breaks does not.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::net::Shutdown;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use axum::extract::Request;
+use axum::http::Uri;
+use socket2::SockRef;
+use socketioxide::TransportType;
+use socketioxide::extract::SocketRef;
+use socketioxide::socket::Sid;
+use tokio::net::TcpStream;
+
+use crate::transport::connection_slots::ConnectionSlot;
+
+/// The TCP connection of a request, among its extensions.
+#[derive(Clone)]
+pub struct Wire(Weak<Line>);
+
+/// A client's TCP connection.
+pub struct Line {
+    /// The connection.
+    pub stream: TcpStream,
+    /// Held as long as it is open.
+    _slot: ConnectionSlot,
+    /// The socket that it was upgraded for; of one connection there is never a second.
+    upgraded_for: OnceLock<(Sid, Wires)>,
+}
+
+impl Line {
+    /// A connection that was accepted.
+    pub fn new(stream: TcpStream, slot: ConnectionSlot) -> Arc<Self> {
+        Arc::new(Self { stream, _slot: slot, upgraded_for: OnceLock::new() })
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some((sid, wires)) = self.upgraded_for.get() {
+            wires.lock().sweep(*sid);
+        }
+    }
+}
+
+/// What is known of sockets beside the request that the library keeps of each.
+#[derive(Clone, Default)]
+pub struct Wires(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    /// Connections that were upgraded to a websocket for a socket that had begun as polling: a client may open
+    /// several, and the library alone knows which one became the socket's. They are forgotten as they end.
+    upgraded: HashMap<Sid, Vec<Wire>>,
+    /// Sockets whose polling is over.
+    ended: HashSet<Sid>,
+}
+
+/// A request of a socket that was disconnected.
+pub struct Ended;
+
+/// Ends a socket's connection.
+pub fn disconnect(socket: &SocketRef) {
+    let request = socket.req_parts();
+    let (Some(wire), Some(wires)) =
+        (request.extensions.get::<Wire>(), request.extensions.get::<Wires>())
+    else {
+        return;
+    };
+    if began_as_websocket(&request.uri) {
+        // It has no other connection, whatever others say that theirs is.
+        return wire.disconnect();
+    }
+    if socket.transport_type() == TransportType::Polling {
+        // Its connections come and go: the next one finds that the socket has ended.
+        wires.lock().ended.insert(socket.id);
+        if !socket.connected() {
+            forget(socket);
+        }
+    }
+    for wire in wires.upgraded_for(socket.id) {
+        wire.disconnect();
+    }
+}
+
+/// A socket is gone.
+pub fn forget(socket: &SocketRef) {
+    if let Some(wires) = socket.req_parts().extensions.get::<Wires>() {
+        wires.lock().ended.remove(&socket.id);
+    }
+}
+
+/// Whether the request that opened a socket asked for a websocket, read as the library reads it.
+fn began_as_websocket(opening: &Uri) -> bool {
+    let mut pairs = opening.query().unwrap_or_default().split('&');
+    let transport = pairs.find_map(|pair| pair.strip_prefix("transport="));
+    transport.and_then(|value| value.split('=').next()) == Some("websocket")
+}
+
+impl Known {
+    /// Forgets the connections of a socket that are gone.
+    fn sweep(&mut self, sid: Sid) {
+        if let Entry::Occupied(mut wires) = self.upgraded.entry(sid) {
+            wires.get_mut().retain(|wire| wire.0.strong_count() > 0);
+            if wires.get().is_empty() {
+                wires.remove();
+            }
+        }
+    }
+}
+
+impl Wire {
+    /// For the extensions of a connection's requests.
+    pub fn of(line: &Arc<Line>) -> Self {
+        Self(Arc::downgrade(line))
+    }
+
+    fn disconnect(&self) {
+        if let Some(line) = self.0.upgrade() {
+            // It fails only where the connection is gone already.
+            SockRef::from(&line.stream).shutdown(Shutdown::Both).ok();
+        }
+    }
+
+    /// The connection speaks websocket from now on, for this socket.
+    pub fn upgraded(&self, sid: Sid, wires: &Wires) {
+        let Some(line) = self.0.upgrade() else { return };
+        if line.upgraded_for.set((sid, wires.clone())).is_ok() {
+            wires.lock().upgraded.entry(sid).or_default().push(self.clone());
+        }
+    }
+}
+
+impl Wires {
+    /// Takes note of a request; gives the socket that it names, unless that one was disconnected.
+    pub fn observe<B>(&self, request: &mut Request<B>, wire: &Wire) -> Result<Option<Sid>, Ended> {
+        request.extensions_mut().insert(wire.clone());
+        request.extensions_mut().insert(self.clone());
+        let query = request.uri().query().unwrap_or_default();
+        let named = query.split('&').find_map(|pair| pair.strip_prefix("sid="));
+        // What cannot be the name of a socket, the library refuses by itself.
+        let Some(sid) = named.and_then(|sid| sid.parse().ok()) else { return Ok(None) };
+        if self.lock().ended.contains(&sid) { Err(Ended) } else { Ok(Some(sid)) }
+    }
+
+    /// Not held locked: who holds the last reference to a connection tells these when it is dropped.
+    fn upgraded_for(&self, sid: Sid) -> Vec<Wire> {
+        self.lock().upgraded.get(&sid).cloned().unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

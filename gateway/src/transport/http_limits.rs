@@ -1,0 +1,65 @@
+//! Bounds of an HTTP connection, as the settings say.
+
+use std::time::Duration;
+
+use shared::settings::Settings;
+
+/// Less than any browser sends would refuse everybody.
+const HEADER_BYTES_MIN: usize = 1_024;
+/// Beyond that the server gives up by itself.
+const HEADER_BYTES_MAX: usize = 262_144;
+/// Longest times of HTTP connections, in seconds.
+const HTTP_SECONDS_MAX: u64 = 3_600;
+/// The same of slow clients.
+const SLOW_SECONDS_MAX: u32 = 3_600;
+/// No telephone line sends as much.
+const BYTES_PER_SECOND_MAX: u32 = 1_000_000;
+
+/// Bounds of an HTTP connection.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpLimits {
+    /// Most bytes of a request's headers.
+    pub header_bytes: usize,
+    /// Longest time from a request's first byte to the end of its headers; of the first request, from the
+    /// beginning of the connection.
+    pub header_time: Duration,
+    /// Longest wait for a request.
+    pub idle_time: Duration,
+    /// How fast clients send bodies and read.
+    pub least_rate: LeastRate,
+}
+
+/// The least rate at which something comes or goes.
+#[derive(Debug, Clone, Copy)]
+pub struct LeastRate {
+    /// The rate.
+    pub bytes_per_second: u32,
+    /// How long it may be less.
+    pub grace_seconds: u32,
+}
+
+impl LeastRate {
+    /// How long it may be less.
+    pub fn grace(self) -> Duration {
+        Duration::from_secs(self.grace_seconds.into())
+    }
+
+    /// What comes or goes at this rate in that time.
+    pub fn bytes_in_grace(self) -> u64 {
+        u64::from(self.bytes_per_second) * u64::from(self.grace_seconds)
+    }
+}
+
+impl HttpLimits {
+    /// Reads the settings.
+    pub fn read(settings: &mut Settings) -> Self {
+        let mut seconds = |name| Duration::from_secs(settings.number(name, 1..=HTTP_SECONDS_MAX));
+        let (header_time, idle_time) = (seconds("HEADER_SECONDS"), seconds("IDLE_SECONDS"));
+        let least_rate = LeastRate {
+            bytes_per_second: settings.number("MIN_BYTES_PER_SECOND", 1..=BYTES_PER_SECOND_MAX),
+            grace_seconds: settings.number("SLOW_SECONDS", 1..=SLOW_SECONDS_MAX),
+        };
+        let header_bytes = settings.number("MAX_HEADER_BYTES", HEADER_BYTES_MIN..=HEADER_BYTES_MAX);
+        Self { header_bytes, header_time, idle_time, least_rate }
+    }
+}

@@ -1,0 +1,9 @@
+//! TCP connections and HTTP/1.1, with bounds.
+
+pub mod connection_slots;
+pub mod disconnect;
+pub mod http_limits;
+pub mod request_body;
+pub mod serve;
+pub mod stream;
+pub mod timeouts;

@@ -1,0 +1,164 @@
+//! A client's TCP connection as the server reads and writes it. One whose client takes too little of what waits
+//! for it ends.
+
+use std::io::{self, Read as _};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use crate::metrics::METRICS;
+use crate::transport::connection_slots::ConnectionSlot;
+use crate::transport::disconnect::{Line, Wire};
+use crate::transport::http_limits::LeastRate;
+use crate::transport::timeouts::Activity;
+
+/// A TCP connection that can be ended while it is served.
+pub struct SharedStream {
+    line: Arc<Line>,
+    activity: Activity,
+    least: LeastRate,
+    /// While the client takes nothing more: how much it took in the present time.
+    unread: Option<Box<Unread>>,
+}
+
+/// Something waits for a client that does not read as fast as it comes.
+struct Unread {
+    taken: u64,
+    until: Pin<Box<Sleep>>,
+}
+
+impl SharedStream {
+    /// Shares the connection between the server and [`Wire`]s.
+    pub fn new(stream: TcpStream, slot: ConnectionSlot, least: LeastRate) -> Self {
+        Self { line: Line::new(stream, slot), activity: Activity::default(), least, unread: None }
+    }
+
+    /// Tells of what is read.
+    pub fn activity(&self) -> Activity {
+        self.activity.clone()
+    }
+
+    /// For the extensions of its requests.
+    pub fn wire(&self) -> Wire {
+        Wire::of(&self.line)
+    }
+
+    /// Reads what is there; `WouldBlock` if that is nothing. Fewer bytes than there is room for are all there
+    /// are: the runtime need not ask again to learn it, as it need not for streams of its own (tokio,
+    /// `PollEvented::poll_read`).
+    fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut read = 0;
+        let tried = self.line.stream.try_io(Interest::READABLE, || {
+            read = (&*SockRef::from(&self.line.stream)).read(bytes)?;
+            let is_all = 0 < read && read < bytes.len();
+            if is_all { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if read > 0 { Ok(read) } else { tried.map(|()| read) }
+    }
+}
+
+impl SharedStream {
+    /// Waits for the client to take something; an error once it took less than it must. The timer is there only
+    /// while something waits: an idle connection has none.
+    fn poll_unread(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let least = self.least;
+        let unread = self.unread.get_or_insert_with(|| {
+            Box::new(Unread { taken: 0, until: Box::pin(tokio::time::sleep(least.grace())) })
+        });
+        while unread.until.as_mut().poll(cx).is_ready() {
+            if unread.taken < least.bytes_in_grace() {
+                METRICS.slow_readers.inc();
+                let socket = SockRef::from(&self.line.stream);
+                // What waits in the kernel is dropped with it; who reads from it learns that it ended.
+                socket.set_linger(Some(Duration::ZERO)).ok();
+                socket.shutdown(Shutdown::Both).ok();
+                return Poll::Ready(io::ErrorKind::TimedOut.into());
+            }
+            unread.taken = 0;
+            unread.until.as_mut().reset(Instant::now() + least.grace());
+        }
+        Poll::Pending
+    }
+}
+
+impl Read for SharedStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        // One read per wake-up into a buffer on the stack: the cursor's own memory may not be initialised,
+        // which only unsafe code may hand to a read.
+        let mut bytes = [0; 4096];
+        loop {
+            ready!(self.line.stream.poll_read_ready(cx))?;
+            let room = buffer.remaining().min(bytes.len());
+            match self.try_read(&mut bytes[..room]) {
+                Ok(read) => {
+                    buffer.put_slice(&bytes[..read]);
+                    self.activity.note();
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl Write for SharedStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if self.line.stream.poll_write_ready(cx)?.is_pending() {
+                return self.poll_unread(cx).map(Err);
+            }
+            match self.line.stream.try_write_vectored(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => {
+                    if let (Some(unread), Ok(taken)) = (&mut self.unread, &written) {
+                        unread.taken += *taken as u64;
+                    }
+                    return Poll::Ready(written);
+                }
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nothing waits any more.
+        self.unread = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match SockRef::from(&self.line.stream).shutdown(Shutdown::Write) {
+            // The peer was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            shut => Poll::Ready(shut),
+        }
+    }
+}
