@@ -25,6 +25,7 @@ mod healing;
 mod hostile;
 mod idempotence;
 mod inbox;
+mod layering;
 mod limits;
 mod log_faults;
 mod lost_sessions;
