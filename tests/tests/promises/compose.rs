@@ -54,6 +54,19 @@ fn compose_yaml_keeps_to_the_specification() {
     assert_eq!(mistakes(&compose()), Vec::<String>::new());
 }
 
+/// For engines that know it: an older one refuses the file.
+#[test]
+fn every_container_that_is_asked_how_it_is_can_be_asked_rarely() {
+    let rare: Value =
+        serde_saphyr::from_str(&read("deploy/rare-checks.yaml")).expect("rare-checks.yaml is YAML");
+    assert_eq!(mistakes(&rare), Vec::<String>::new());
+    let compose = compose();
+    let asked = services(&compose).iter().filter(|(_, it)| it["healthcheck"].is_object());
+    assert!(asked.map(|(name, _)| name).eq(services(&rare).keys()));
+    let rarely = json!({"healthcheck": {"start_interval": "1s", "interval": "30s"}});
+    assert!(services(&rare).values().all(|service| *service == rarely));
+}
+
 #[test]
 fn the_schema_finds_a_mistake() {
     for (place, key, wrong) in [
