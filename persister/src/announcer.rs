@@ -13,9 +13,9 @@ use shared::partition::Partition;
 use shared::subjects;
 use shared::timestamp::Timestamp;
 
-use crate::batch::{Batch, MessageRow, Place};
+use crate::batch::{Batch, LogPlace, MessageRow};
 use crate::metrics::METRICS;
-use crate::store::Committed;
+use crate::store::commit::Committed;
 
 /// Longest wait for room in the connection's queue. Gateways find what is not announced by the
 /// positions, so nothing may hold up the storing.
@@ -84,7 +84,7 @@ impl Announcer {
             }
         }
         news.sort_unstable_by_key(|(place, ..)| place.sequence);
-        let announcement = |(place, session, payload): (Place, SessionId, Bytes)| {
+        let announcement = |(place, session, payload): (LogPlace, SessionId, Bytes)| {
             let announcement = self.advance(place)?;
             Some((subjects::saved(place.partition, session), announcement, payload))
         };
@@ -92,7 +92,7 @@ impl Announcer {
     }
 
     /// Moves a partition's position to the place of a message.
-    fn advance(&mut self, place: Place) -> Option<Announcement> {
+    fn advance(&mut self, place: LogPlace) -> Option<Announcement> {
         let position = self.positions.get_mut(&place.partition)?;
         let previous = std::mem::replace(&mut position.sequence, place.sequence);
         let recorded_at = Some(place.recorded_at);
@@ -133,8 +133,8 @@ impl Announcer {
 
 /// What tells gateways that a session has ended: its erasure, and again every record of it that came
 /// behind, since some gateway took it for a session that exists.
-fn ends(batch: &Batch, committed: &Committed) -> Vec<(Place, SessionId, Bytes)> {
-    let is_ours = |place: &Place| committed.claimed.contains(&place.partition);
+fn ends(batch: &Batch, committed: &Committed) -> Vec<(LogPlace, SessionId, Bytes)> {
+    let is_ours = |place: &LogPlace| committed.claimed.contains(&place.partition);
     let erased = batch.erasures.iter().map(|(session, row)| (row.last, *session));
     let erased = erased.filter(|(place, _)| is_ours(place));
     let messages = batch.messages.iter().map(|row| (row.place, row.session));

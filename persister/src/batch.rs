@@ -5,23 +5,23 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use shared::ids::SessionId;
 use shared::partition::Partition;
-use shared::request::{Erasure, NewMessage, NewSession, Request};
+use shared::record::{Erasure, NewMessage, NewSession, Record};
 use time::OffsetDateTime;
 
 /// A record as it stands in the log.
 #[derive(Debug, Clone)]
-pub struct Record {
+pub struct LogRecord {
     /// Where it stands.
-    pub place: Place,
+    pub place: LogPlace,
     /// Subject, which names partition and session.
     pub subject: String,
-    /// Its bytes, hopefully a [`Request`].
+    /// Its bytes, hopefully a [`Record`].
     pub payload: Bytes,
 }
 
 /// Where a record stands in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct LogPlace {
     /// Its partition.
     pub partition: Partition,
     /// Its stream sequence.
@@ -36,7 +36,7 @@ pub struct Batch {
     /// Sequence of the first record of each partition.
     pub first: BTreeMap<Partition, u64>,
     /// The last record of each partition: the offset moves there.
-    pub last: BTreeMap<Partition, Place>,
+    pub last: BTreeMap<Partition, LogPlace>,
     /// Sessions to open.
     pub sessions: Vec<SessionRow>,
     /// Messages to store.
@@ -52,7 +52,7 @@ pub struct Batch {
 #[derive(Debug)]
 pub struct SessionRow {
     /// Where its record stands.
-    pub place: Place,
+    pub place: LogPlace,
     /// Which session.
     pub session: SessionId,
     /// The rest of the row.
@@ -63,7 +63,7 @@ pub struct SessionRow {
 #[derive(Debug)]
 pub struct MessageRow {
     /// Where its record stands.
-    pub place: Place,
+    pub place: LogPlace,
     /// Its session.
     pub session: SessionId,
     /// The rest of the row.
@@ -74,9 +74,9 @@ pub struct MessageRow {
 #[derive(Debug)]
 pub struct ErasureRow {
     /// Where the record stands that erases it.
-    pub place: Place,
+    pub place: LogPlace,
     /// Where its last record stands.
-    pub last: Place,
+    pub last: LogPlace,
     /// What its row is called by.
     pub session_id: String,
 }
@@ -85,7 +85,7 @@ pub struct ErasureRow {
 #[derive(Debug)]
 pub struct Reject {
     /// The record.
-    pub record: Record,
+    pub record: LogRecord,
     /// Why it cannot be stored.
     pub reason: String,
 }
@@ -94,7 +94,7 @@ pub struct Reject {
 const REASON_MAX: usize = 500;
 
 impl Reject {
-    fn new(record: Record, reason: &str) -> Self {
+    fn new(record: LogRecord, reason: &str) -> Self {
         let reason: String = reason.chars().take(REASON_MAX).collect();
         Self { record, reason: storable(&reason) }
     }
@@ -106,7 +106,7 @@ pub fn storable(text: &str) -> String {
 }
 
 /// Decodes records; those of one partition must be in log order.
-pub fn prepare(records: &[Record]) -> Batch {
+pub fn prepare(records: &[LogRecord]) -> Batch {
     let mut batch = Batch::default();
     for record in records {
         batch.add(record);
@@ -115,7 +115,7 @@ pub fn prepare(records: &[Record]) -> Batch {
 }
 
 /// A batch that only sets this record aside.
-pub fn reject(record: Record, reason: &str) -> Batch {
+pub fn reject(record: LogRecord, reason: &str) -> Batch {
     let first = BTreeMap::from([(record.place.partition, record.place.sequence)]);
     let last = BTreeMap::from([(record.place.partition, record.place)]);
     Batch { first, last, rejects: vec![Reject::new(record, reason)], ..Batch::default() }
@@ -134,11 +134,11 @@ impl Batch {
     }
 
     /// The newest record in it.
-    pub fn newest(&self) -> Option<Place> {
+    pub fn newest(&self) -> Option<LogPlace> {
         self.last.values().copied().max_by_key(|place| place.sequence)
     }
 
-    fn add(&mut self, record: &Record) {
+    fn add(&mut self, record: &LogRecord) {
         let place = record.place;
         self.first.entry(place.partition).or_insert(place.sequence);
         self.last.insert(place.partition, place);
@@ -147,13 +147,13 @@ impl Batch {
             return;
         }
         match decode(record) {
-            Ok((session, Request::Session(new))) => {
+            Ok((session, Record::Session(new))) => {
                 self.sessions.push(SessionRow { place, session, new });
             }
-            Ok((session, Request::Message(new))) => {
+            Ok((session, Record::Message(new))) => {
                 self.messages.push(MessageRow { place, session, new });
             }
-            Ok((session, Request::Erase(Erasure { session_id }))) => {
+            Ok((session, Record::Erase(Erasure { session_id }))) => {
                 self.forget(session);
                 self.erasures.insert(session, ErasureRow { place, last: place, session_id });
             }
@@ -169,14 +169,14 @@ impl Batch {
     }
 }
 
-fn session_of(record: &Record) -> Option<SessionId> {
+fn session_of(record: &LogRecord) -> Option<SessionId> {
     shared::subjects::parse(&record.subject).map(|(_, session)| session)
 }
 
-fn decode(record: &Record) -> Result<(SessionId, Request), String> {
+fn decode(record: &LogRecord) -> Result<(SessionId, Record), String> {
     let session = session_of(record).ok_or("its subject names no session")?;
-    let request = Request::decode(&record.payload).map_err(|error| error.to_string())?;
-    if let Request::Erase(Erasure { session_id }) = &request
+    let request = Record::decode(&record.payload).map_err(|error| error.to_string())?;
+    if let Record::Erase(Erasure { session_id }) = &request
         && SessionId::standing_for(session_id) != session
     {
         return Err("the erasure is of another session than its subject".into());
@@ -188,11 +188,11 @@ fn decode(record: &Record) -> Result<(SessionId, Request), String> {
 mod tests {
     use super::*;
 
-    fn record(sequence: u64, partition: u16, payload: &str) -> Record {
+    fn record(sequence: u64, partition: u16, payload: &str) -> LogRecord {
         let partition = Partition::new(partition);
         let recorded_at = OffsetDateTime::UNIX_EPOCH;
-        Record {
-            place: Place { partition, sequence, recorded_at },
+        LogRecord {
+            place: LogPlace { partition, sequence, recorded_at },
             subject: shared::subjects::request(partition, SessionId::random()),
             payload: Bytes::copy_from_slice(payload.as_bytes()),
         }
@@ -216,9 +216,9 @@ mod tests {
     #[test]
     fn of_an_erased_session_nothing_else_is_in_the_batch() {
         let session = SessionId::random();
-        let (_, erase) = Request::erase(&session.to_string());
+        let (_, erase) = Record::erase(&session.to_string());
         let erase = String::from_utf8(erase.encode().unwrap()).unwrap();
-        let of_session = |sequence, payload: &str| Record {
+        let of_session = |sequence, payload: &str| LogRecord {
             subject: shared::subjects::request(Partition::new(0), session),
             ..record(sequence, 0, payload)
         };
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn an_erasure_on_the_subject_of_another_session_is_set_aside() {
-        let (_, erase) = Request::erase(&SessionId::random().to_string());
+        let (_, erase) = Record::erase(&SessionId::random().to_string());
         let erase = String::from_utf8(erase.encode().unwrap()).unwrap();
         let batch = prepare(&[record(1, 0, &erase)]);
         assert_eq!((batch.erasures.len(), batch.rejects.len()), (0, 1));

@@ -1,26 +1,25 @@
 //! The persister: reads requests from the log in order, stores them in Postgres, announces them.
 //!
 //! One record's way: [`reader`] takes it from the log, [`batch`] decodes it with its neighbours,
-//! [`store`] commits them with the offsets in one statement, [`announcer`] tells the gateways. The
-//! loop around them is [`persist`]; [`ownership`] says for which partitions it runs.
+//! [`store::commit`] stores them with the offsets in one statement, [`announcer`] tells the gateways. The
+//! loop around them is [`worker`]; [`ownership`] says for which partitions it runs.
 
 pub mod announcer;
 pub mod batch;
-pub mod clear;
+pub mod commands;
 pub mod config;
-pub mod dead_letters;
 pub mod lag;
+pub mod log_identity;
 pub mod metrics;
 pub mod migrate;
 pub mod ops;
 pub mod ownership;
-pub mod persist;
 pub mod progress;
 pub mod reader;
-pub mod sessions;
+pub mod readiness;
+pub mod retention;
 pub mod store;
-pub mod trim;
-pub mod verify;
+pub mod worker;
 
 use anyhow::Context;
 use async_nats::Client;
@@ -35,7 +34,10 @@ use crate::lag::LagWatch;
 use crate::metrics::METRICS;
 use crate::ownership::Ownership;
 use crate::progress::ProgressWatch;
+use crate::readiness::Readiness;
+use crate::retention::trim::Trimmer;
 use crate::store::Store;
+use crate::worker::Worker;
 
 /// Runs a persister until it is stopped: migrates, takes its share of the partitions, stores. A task that ends
 /// before ends it with an error.
@@ -45,7 +47,7 @@ pub async fn run(config: Config, ops: TcpListener, stop: Stop) -> anyhow::Result
     let (nats, disturbances) = shared::nats::connect(&config.nats, "persister").await?;
     let worker = Uuid::new_v4();
     let store = Store::connect(&config.database, worker);
-    let readiness = ops::Readiness::new(nats.clone(), store.clone(), stop.clone());
+    let readiness = Readiness::new(nats.clone(), store.clone(), stop.clone());
     let mut watched = Tasks::default();
     watched.spawn("the operators' server", ops::serve(ops, readiness.clone()));
     watched.spawn("the watch over NATS", shared::nats::watch(disturbances.clone()));
@@ -59,7 +61,7 @@ struct Needs {
     nats: Client,
     disturbances: Disturbances,
     store: Store,
-    readiness: ops::Readiness,
+    readiness: Readiness,
 }
 
 async fn store_all(config: Config, worker: Uuid, needs: Needs, stop: Stop) -> anyhow::Result<()> {
@@ -76,9 +78,9 @@ async fn store_all(config: Config, worker: Uuid, needs: Needs, stop: Stop) -> an
     let (ownership, owned) = Ownership::new(store.clone(), nats.clone());
     let (progress, waiting) = ProgressWatch::new(store.clone(), log.clone(), owned.clone());
     readiness.follow(owned.clone(), waiting);
-    let trimmer = trim::Trimmer::new(store.clone(), log.clone(), owned.clone(), config.log_keep);
+    let trimmer = Trimmer::new(store.clone(), log.clone(), owned.clone(), config.log_keep);
     let lag = LagWatch::new(store.clone(), nats.clone(), log.clone(), owned.clone());
-    let persister = persist::Persister::new(store, jetstream, config.log, owned, disturbances);
+    let persister = Worker::new(store, jetstream, config.log, owned, disturbances);
     let mut tasks = Tasks::default();
     let work_stop = stop.clone();
     tasks.spawn("the work", async move {

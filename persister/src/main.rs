@@ -1,7 +1,8 @@
 //! The persister's command line.
 
 use clap::{Parser, Subcommand};
-use persister::{config, dead_letters, migrate, ops, sessions};
+use persister::commands::{dead_letters, sessions};
+use persister::{config, migrate, ops};
 use shared::lifecycle::stop_on_signal;
 
 #[global_allocator]

@@ -122,7 +122,7 @@ fn is_wrong_password(error: &anyhow::Error) -> bool {
 /// Whether Postgres does not answer, starts or stops: nothing that it says of us or of the database.
 fn is_away(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<sqlx::Error>() {
-        Some(error) => crate::store::is_passing(error),
+        Some(error) => crate::store::errors::is_passing(error),
         None => error.is::<tokio::time::error::Elapsed>(),
     }
 }
@@ -264,7 +264,7 @@ fn is_final(error: &anyhow::Error) -> bool {
     }
     match error.downcast_ref::<MigrateError>() {
         Some(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
-            matches!(error, sqlx::Error::Database(_)) && !crate::store::is_passing(error)
+            matches!(error, sqlx::Error::Database(_)) && !crate::store::errors::is_passing(error)
         }
         Some(_) => true,
         None => false,

@@ -12,7 +12,8 @@ use shared::partition::Partition;
 use shared::subjects;
 use tokio::sync::watch;
 
-use crate::store::{Leases, Store};
+use crate::store::Store;
+use crate::store::leases::Leases;
 
 /// Pause between two looks at the leases.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(500);

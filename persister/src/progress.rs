@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use shared::health::{self, Waiting};
 use shared::lifecycle::{Stop, pause};
 use shared::log::Log;
 use shared::partition::Partition;
@@ -17,18 +18,6 @@ use crate::store::Store;
 
 /// Pause between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Records may wait for so long before nothing being stored is a fault: a takeover takes half of it.
-const STALLED_AFTER: Duration = Duration::from_secs(10);
-
-/// Since when records wait and nothing is stored; `None` while something is, or nothing waits.
-pub type Waiting = watch::Receiver<Option<Instant>>;
-
-/// What readiness says of it.
-pub fn fault(waiting: &Waiting) -> Option<String> {
-    let waited = waiting.borrow().map(|since| since.elapsed())?;
-    let told = || format!("records wait and nothing was stored for {} s", waited.as_secs());
-    (waited >= STALLED_AFTER).then(told)
-}
 
 /// Looks after what is stored.
 pub struct ProgressWatch {
@@ -60,7 +49,7 @@ impl ProgressWatch {
                 *since = waits.then(|| before.unwrap_or_else(Instant::now));
                 before != *since
             });
-            METRICS.stalled.set(fault(&self.waiting.subscribe()).is_some().into());
+            METRICS.stalled.set(health::stalled(&self.waiting.subscribe()).is_some().into());
         }
         Ok(())
     }

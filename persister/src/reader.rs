@@ -22,9 +22,9 @@ use shared::subjects;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use crate::batch::{Place, Record};
+use crate::batch::{LogPlace, LogRecord};
+use crate::log_identity::StreamState;
 use crate::metrics::METRICS;
-use crate::verify::StreamState;
 
 /// Most records in a batch: rows cost least from 100 on, and a larger batch only makes the first
 /// message of it wait.
@@ -52,7 +52,7 @@ pub struct LogReader {
 /// Where records come from.
 enum Source {
     /// These were asked for one by one; a consumer gives what stands from the next sequence on.
-    Ahead { records: Vec<Record>, next: u64, log: Log, inbox: String },
+    Ahead { records: Vec<LogRecord>, next: u64, log: Log, inbox: String },
     /// They are sent as they come.
     Consumer(push::Ordered),
 }
@@ -98,7 +98,7 @@ impl LogReader {
     }
 
     /// Waits for a record and takes with it what else is there; never waits to fill up.
-    pub async fn next_batch(&mut self) -> Result<Vec<Record>, async_nats::Error> {
+    pub async fn next_batch(&mut self) -> Result<Vec<LogRecord>, async_nats::Error> {
         if let Source::Ahead { records, .. } = &mut self.source
             && !records.is_empty()
         {
@@ -145,7 +145,7 @@ impl LogReader {
     fn take_sent(
         &mut self,
         message: &async_nats::jetstream::Message,
-        records: &mut Vec<Record>,
+        records: &mut Vec<LogRecord>,
     ) -> Result<usize, async_nats::Error> {
         let at = || message.info().map(|info| (info.stream_sequence, info.published));
         self.take(&message.subject, &message.payload, at, records)
@@ -158,7 +158,7 @@ impl LogReader {
         subject: &str,
         payload: &Bytes,
         at: impl FnOnce() -> Result<(u64, OffsetDateTime), async_nats::Error>,
-        records: &mut Vec<Record>,
+        records: &mut Vec<LogRecord>,
     ) -> Result<usize, async_nats::Error> {
         let partition = subjects::partition_of(subject).filter(|one| self.partitions.has(*one));
         let Some(partition) = partition else {
@@ -175,8 +175,8 @@ impl LogReader {
             return Ok(0);
         }
         *read = sequence;
-        let place = Place { partition, sequence, recorded_at };
-        records.push(Record { place, subject: subject.to_owned(), payload: payload.clone() });
+        let place = LogPlace { partition, sequence, recorded_at };
+        records.push(LogRecord { place, subject: subject.to_owned(), payload: payload.clone() });
         Ok(payload.len())
     }
 }

@@ -1,4 +1,4 @@
-//! `DATABASE_URL` as Prisma writes it.
+//! `DATABASE_URL` as Prisma writes it, the connections to it, and what both services ask for.
 //!
 //! Parameters of Prisma's PostgreSQL connector
 //! (<https://www.prisma.io/docs/orm/overview/databases/postgresql>) are honoured or named in a
@@ -8,8 +8,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
+use time::PrimitiveDateTime;
 use url::Url;
+
+use crate::message::SessionHead;
+use crate::timestamp::Timestamp;
 
 /// Bound of one try to connect unless the URL says otherwise; Prisma's default.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -17,6 +21,23 @@ const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_PORT: u16 = 5432;
 /// The schema that a connection uses without being told.
 const DEFAULT_SCHEMA: &str = "public";
+
+/// Bound of a wait for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bound of a statement on the server: a future that is dropped does not end its query.
+const STATEMENT_TIMEOUT_MS: u32 = 10_000;
+/// Bound of a statement as seen from here: a cut network answers nothing.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// A session and the extent of what is said in it, at one moment.
+const EXTENT: &str = r#"
+    SELECT s."id", s."sessionId", s."ip", s."userAgent", s."createdAt", said."count", said."last"
+    FROM "ChatSession" s
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS "count", coalesce(max(m."seq"), -1) AS "last"
+        FROM "Message" m WHERE m."chatSessionId" = s."id"
+    ) said
+    WHERE s."sessionId" = $1"#;
 
 /// Where the database is and how to talk to it. Shows no credentials.
 #[derive(Clone)]
@@ -161,6 +182,78 @@ fn schema(name: &str) -> Option<String> {
 fn timeout(seconds: u32) -> Duration {
     const LONG: u64 = 300;
     if seconds == 0 { Duration::from_secs(LONG) } else { Duration::from_secs(seconds.into()) }
+}
+
+/// Prepares a pool of connections; connects when first used. Postgres lists them under the name of the
+/// application. `options` are parameters of the server that hold for them, beside a bound of each statement.
+pub fn pool(
+    database: &Database,
+    application: &str,
+    connections: u32,
+    options: &[(&str, &str)],
+) -> PgPool {
+    let connect = database
+        .options
+        .clone()
+        .application_name(application)
+        .options([("statement_timeout", STATEMENT_TIMEOUT_MS.to_string())])
+        .options(options.iter().copied());
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_lazy_with(connect)
+}
+
+/// Bounds the wait for an answer.
+pub async fn answered<T>(query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    tokio::time::timeout(ANSWER_TIMEOUT, query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+}
+
+/// A session as it is stored.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct StoredSession {
+    /// Primary key.
+    pub id: String,
+    /// What clients call it.
+    pub session_id: String,
+    /// The visitor's address.
+    pub ip: Option<String>,
+    /// The visitor's browser.
+    pub user_agent: Option<String>,
+    /// When it was opened.
+    pub created_at: PrimitiveDateTime,
+}
+
+impl StoredSession {
+    /// As answers have it.
+    pub fn to_head(&self) -> SessionHead<'_> {
+        SessionHead {
+            id: &self.id,
+            session_id: &self.session_id,
+            ip: self.ip.as_deref(),
+            user_agent: self.user_agent.as_deref(),
+            created_at: Timestamp::from_column(self.created_at),
+        }
+    }
+}
+
+/// A session, and what is said in it at one moment.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Extent {
+    /// The session.
+    #[sqlx(flatten)]
+    pub session: StoredSession,
+    /// Messages.
+    pub count: i64,
+    /// `seq` of the last of them; -1 without any.
+    pub last: i64,
+}
+
+/// A session and the extent of what is said in it, at one moment, if it is stored.
+pub async fn extent(pool: &PgPool, session_id: &str) -> sqlx::Result<Option<Extent>> {
+    let query = sqlx::query_as(EXTENT).bind(session_id.to_owned());
+    answered(query.fetch_optional(pool)).await
 }
 
 #[cfg(test)]

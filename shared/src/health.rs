@@ -7,9 +7,14 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Longest wait for the answer; the service bounds its own looks below it.
 const TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Records may wait for so long before nothing being stored is a fault: a takeover takes half of it.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
 
 /// The line of a report that says that the service does its work.
 const SERVING: &str = "service: serving";
@@ -88,6 +93,16 @@ impl fmt::Display for Report {
     }
 }
 
+/// Since when records wait in the log and nothing is stored; `None` while something is, or nothing waits.
+pub type Waiting = watch::Receiver<Option<Instant>>;
+
+/// What readiness says of records that wait for too long.
+pub fn stalled(waiting: &Waiting) -> Option<String> {
+    let waited = waiting.borrow().map(|since| since.elapsed())?;
+    let told = || format!("records wait and nothing was stored for {} s", waited.as_secs());
+    (waited >= STALLED_AFTER).then(told)
+}
+
 /// Why a service is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
@@ -139,5 +154,18 @@ mod tests {
         assert!(warned.is_ready() && warned.to_string().ends_with("warning: it is late\n"));
         let stalled = warned.with_fault(Some("nothing moves".into()));
         assert!(!stalled.is_ready() && stalled.to_string().contains("fault: nothing moves\n"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_seconds_are_told_and_less_is_not() {
+        let (waiting, waits) = watch::channel(None);
+        assert_eq!(stalled(&waits), None);
+        waiting.send_replace(Some(Instant::now()));
+        tokio::time::advance(Duration::from_millis(9_999)).await;
+        assert_eq!(stalled(&waits), None);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(stalled(&waits).unwrap(), "records wait and nothing was stored for 10 s");
+        waiting.send_replace(None);
+        assert_eq!(stalled(&waits), None);
     }
 }

@@ -1,7 +1,7 @@
 //! The contract between the gateway and the persister.
 //!
 //! Domain types that are parsed once at the edge ([`ids`], [`content`], [`message`]), what travels
-//! over NATS ([`request`], [`announcement`], [`presence`], [`subjects`], [`partition`], [`log`]), and what both
+//! over NATS ([`record`], [`announcement`], [`presence`], [`subjects`], [`partition`], [`log`]), and what both
 //! processes need to live ([`settings`], [`database`], [`nats`], [`telemetry`], [`metrics`], [`health`],
 //! [`lifecycle`]).
 //! It serves nothing and stores nothing.
@@ -19,7 +19,7 @@ pub mod metrics;
 pub mod nats;
 pub mod partition;
 pub mod presence;
-pub mod request;
+pub mod record;
 pub mod settings;
 pub mod subjects;
 pub mod telemetry;

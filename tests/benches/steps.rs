@@ -8,14 +8,14 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use gateway::delivery::rooms::Saved;
 use gateway::socket::payload::RawEvent;
-use persister::batch::{self, Place, Record};
+use persister::batch::{self, LogPlace, LogRecord};
 use serde::Deserialize;
 use shared::announcement::{Announcement, Epoch, Position};
 use shared::content::Content;
 use shared::ids::{MessageId, SessionId};
 use shared::message::{Message, Sender};
 use shared::partition::Partition;
-use shared::request::{NewMessage, Request};
+use shared::record::{NewMessage, Record};
 use shared::subjects;
 use shared::timestamp::Timestamp;
 use socketioxide_core::Value;
@@ -62,7 +62,7 @@ fn send(criterion: &mut Criterion) {
             let content = Content::parse(payload.content, 8_000).unwrap();
             let id = MessageId::random();
             let request =
-                Request::Message(NewMessage { id, sender: Sender::User, content, is_ai: false });
+                Record::Message(NewMessage { id, sender: Sender::User, content, is_ai: false });
             (name, subjects::request(Partition::FIRST, session), request.encode().unwrap())
         });
     });
@@ -75,10 +75,10 @@ fn prepare(criterion: &mut Criterion) {
         let new =
             NewMessage { id: MessageId::random(), sender: Sender::User, content, is_ai: false };
         let recorded_at = time::OffsetDateTime::UNIX_EPOCH;
-        Record {
-            place: Place { partition: Partition::FIRST, sequence, recorded_at },
+        LogRecord {
+            place: LogPlace { partition: Partition::FIRST, sequence, recorded_at },
             subject: subjects::request(Partition::FIRST, SessionId::random()),
-            payload: Request::Message(new).encode().unwrap().into(),
+            payload: Record::Message(new).encode().unwrap().into(),
         }
     };
     let records: Vec<_> = (1..=BATCH as u64).map(record).collect();

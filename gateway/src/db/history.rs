@@ -1,34 +1,23 @@
 //! All SQL of the gateway: it only reads, from the primary, by a pool of its own.
 
-use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use shared::announcement::{Epoch, Position};
-use shared::database::Database;
+use shared::database::{self, Database, Extent, StoredSession, answered};
 use shared::ids::{SessionDigest, SessionId};
-use shared::message::Message;
 use shared::partition::Partition;
-use shared::timestamp::Timestamp;
-use sqlx::postgres::{PgPool, PgPoolOptions, PgRow};
-use sqlx::{FromRow, Row};
-use time::{OffsetDateTime, PrimitiveDateTime};
+use sqlx::postgres::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::db::rows::{
+    Cursor, LAST_CHARS, ListedSession, MessageOf, Offset, SessionMessage, Snapshot, StoredMessage,
+};
+
+/// What Postgres lists connections of gateways as.
+const APPLICATION: &str = "chat-gateway";
 /// Connections unless the URL's `connection_limit` says otherwise; delivery has one more.
 const CONNECTIONS: u32 = 8;
-/// Bound of a wait for a connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bound of a statement on the server: a future that is dropped does not end its query.
-const STATEMENT_TIMEOUT_MS: u32 = 10_000;
-/// Bound of a statement as seen from here: a cut network answers nothing.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
-
-const NANOS_PER_MILLI: i128 = 1_000_000;
-/// Most characters of a last message that are shown.
-pub const LAST_CHARS: usize = 50;
 /// Characters of a last message that are read: one more than shown tells that it was cut.
 #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 const LAST_CHARS_READ: i32 = LAST_CHARS as i32 + 1;
@@ -41,16 +30,6 @@ const SESSION_EXISTS: &str = r#"
 /// A session, whatever its id is.
 const SESSION: &str = r#"
     SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession" WHERE "sessionId" = $1"#;
-
-/// A session and the extent of what is said in it, at one moment.
-const EXTENT: &str = r#"
-    SELECT s."id", s."sessionId", s."ip", s."userAgent", s."createdAt", said."count", said."last"
-    FROM "ChatSession" s
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS "count", coalesce(max(m."seq"), -1) AS "last"
-        FROM "Message" m WHERE m."chatSessionId" = s."id"
-    ) said
-    WHERE s."sessionId" = $1"#;
 
 /// A page of a session's messages, oldest first: the first of those asked for.
 const MESSAGES: &str = r#"
@@ -240,231 +219,12 @@ pub struct History {
     turns: Arc<Semaphore>,
 }
 
-/// A message as it is stored.
-#[derive(Debug, sqlx::FromRow)]
-#[sqlx(rename_all = "camelCase")]
-pub struct StoredMessage {
-    /// Primary key.
-    pub id: String,
-    sender: String,
-    content: String,
-    created_at: PrimitiveDateTime,
-    #[sqlx(rename = "isAI")]
-    is_ai: bool,
-    chat_session_id: String,
-    /// Orders the messages of a session.
-    pub seq: i64,
-    log_epoch: Option<i64>,
-    log_sequence: Option<i64>,
-}
-
-impl StoredMessage {
-    /// Length of the content as JSON writes it.
-    pub fn json_bytes(&self) -> usize {
-        let escaped = |byte: u8| match byte {
-            0..0x20 => 6,
-            b'"' | b'\\' => 2,
-            _ => 1,
-        };
-        self.content.bytes().map(escaped).sum()
-    }
-
-    /// Where it stood in the log, if it came through the log.
-    pub fn position(&self) -> Option<Position> {
-        let sequence = self.log_sequence?.cast_unsigned();
-        Some(Position { epoch: Epoch(self.log_epoch?), sequence })
-    }
-
-    /// The time of the log, in whole milliseconds.
-    pub fn created_at(&self) -> OffsetDateTime {
-        self.created_at.assume_utc()
-    }
-
-    /// As every client sees it.
-    pub fn to_message(&self) -> Message<'_> {
-        Message {
-            id: &self.id,
-            sender: &self.sender,
-            content: &self.content,
-            created_at: Timestamp::from_column(self.created_at),
-            is_ai: self.is_ai,
-            chat_session_id: &self.chat_session_id,
-        }
-    }
-}
-
-/// A message of one of several sessions.
-#[derive(Debug, sqlx::FromRow)]
-pub struct MessageOf {
-    /// Which of the sessions that were asked for, from 1.
-    pub ord: i64,
-    /// The message.
-    #[sqlx(flatten)]
-    pub message: StoredMessage,
-}
-
-/// A message with its session.
-#[derive(Debug, sqlx::FromRow)]
-#[sqlx(rename_all = "camelCase")]
-pub struct SessionMessage {
-    /// Its session, as the client names it; none if its row was deleted past all constraints.
-    pub session_id: Option<String>,
-    /// The message.
-    #[sqlx(flatten)]
-    pub message: StoredMessage,
-}
-
-/// A session as it is stored.
-#[derive(Debug, sqlx::FromRow)]
-#[sqlx(rename_all = "camelCase")]
-pub struct StoredSession {
-    /// Primary key.
-    pub id: String,
-    /// What clients call it.
-    pub session_id: String,
-    /// The visitor's address.
-    pub ip: Option<String>,
-    /// The visitor's browser.
-    pub user_agent: Option<String>,
-    /// When it was opened.
-    pub created_at: PrimitiveDateTime,
-}
-
-impl StoredSession {
-    /// For the page that follows.
-    pub fn cursor(&self) -> Cursor {
-        Cursor { created_at: self.created_at, id: self.id.clone() }
-    }
-}
-
-/// A session, and what is said in it at one moment.
-#[derive(Debug, sqlx::FromRow)]
-pub struct Extent {
-    /// The session.
-    #[sqlx(flatten)]
-    pub session: StoredSession,
-    /// Messages.
-    pub count: i64,
-    /// `seq` of the last of them; -1 without any.
-    pub last: i64,
-}
-
-/// Rows, and how far their partition was stored when they were read.
-#[derive(Debug)]
-pub struct Snapshot<T> {
-    /// The last stored record.
-    pub stored: Position,
-    /// The rows.
-    pub rows: Vec<T>,
-}
-
-/// A row of a snapshot; one that has no rows is told by a row without a message.
-struct SnapshotRow<T> {
-    stored: Position,
-    row: Option<T>,
-}
-
-impl<'r, T: FromRow<'r, PgRow>> FromRow<'r, PgRow> for SnapshotRow<T> {
-    fn from_row(row: &'r PgRow) -> sqlx::Result<Self> {
-        let sequence = row.try_get::<i64, _>("sequence")?.cast_unsigned();
-        let stored = Position { epoch: Epoch(row.try_get("epoch")?), sequence };
-        let has_message = row.try_get::<Option<String>, _>("id")?.is_some();
-        Ok(Self { stored, row: has_message.then(|| T::from_row(row)).transpose()? })
-    }
-}
-
-impl<T> Snapshot<T> {
-    /// An error if the partition has no row: nothing was ever stored from this log.
-    fn of(rows: Vec<SnapshotRow<T>>) -> sqlx::Result<Self> {
-        let stored = rows.first().ok_or(sqlx::Error::RowNotFound)?.stored;
-        Ok(Self { stored, rows: rows.into_iter().filter_map(|row| row.row).collect() })
-    }
-}
-
-/// How far a partition is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offset {
-    /// Which partition.
-    pub partition: Partition,
-    /// The last stored record; 0 before the first.
-    pub sequence: u64,
-    /// The persister that stores it, if one does.
-    pub owner: Option<String>,
-}
-
-/// A session as inboxes list it.
-#[derive(Debug, sqlx::FromRow)]
-#[sqlx(rename_all = "camelCase")]
-pub struct ListedSession {
-    /// Primary key.
-    pub id: String,
-    /// What clients call it.
-    pub session_id: String,
-    /// When it was opened.
-    pub created_at: PrimitiveDateTime,
-    /// Who spoke last.
-    pub last_sender: Option<String>,
-    /// The beginning of what was said last: one character more than is shown.
-    pub last_content: Option<String>,
-    /// When that was said.
-    pub last_at: Option<PrimitiveDateTime>,
-}
-
-impl ListedSession {
-    /// For the page that follows.
-    pub fn cursor(&self) -> Cursor {
-        Cursor { created_at: self.created_at, id: self.id.clone() }
-    }
-}
-
-/// Where a page of sessions ended; opaque text for clients.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cursor {
-    created_at: PrimitiveDateTime,
-    id: String,
-}
-
-impl fmt::Display for Cursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = self.created_at.assume_utc().unix_timestamp_nanos() / NANOS_PER_MILLI;
-        write!(f, "{millis}_{}", self.id)
-    }
-}
-
-impl FromStr for Cursor {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const INVALID: &str = "cursor must be a nextCursor that was given before";
-        let (millis, id) = text.split_once('_').ok_or(INVALID)?;
-        let nanos = i128::from(millis.parse::<i64>().map_err(|_| INVALID)?) * NANOS_PER_MILLI;
-        let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| INVALID)?;
-        // Postgres refuses U+0000 in a text, and knows no earlier year.
-        if id.contains('\0') || time.year() < -4_700 {
-            return Err(INVALID);
-        }
-        let created_at = PrimitiveDateTime::new(time.date(), time.time());
-        Ok(Self { created_at, id: id.to_owned() })
-    }
-}
-
 impl History {
     /// Prepares the connections; connects when first used.
     pub fn connect(database: &Database) -> Self {
-        let options = database
-            .options
-            .clone()
-            .application_name("chat-gateway")
-            .options([("statement_timeout", STATEMENT_TIMEOUT_MS.to_string())]);
         let connections = database.connection_limit.unwrap_or(CONNECTIONS).max(1);
-        let turns = (connections / 2).max(1);
-        let pool = |connections| {
-            PgPoolOptions::new()
-                .max_connections(connections)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .connect_lazy_with(options.clone())
-        };
-        let turns = Arc::new(Semaphore::new(turns as usize));
+        let turns = Arc::new(Semaphore::new((connections / 2).max(1) as usize));
+        let pool = |connections| database::pool(database, APPLICATION, connections, &[]);
         Self { pool: pool(connections), delivery: pool(1), turns }
     }
 
@@ -514,8 +274,7 @@ impl History {
         if session.contains('\0') {
             return Ok(None);
         }
-        let query = sqlx::query_as(EXTENT).bind(session.to_owned());
-        answered(query.fetch_optional(&self.pool)).await
+        database::extent(&self.pool, session).await
     }
 
     /// At most `limit` messages of a session, oldest first: the first with these `seq`s. An adopter's
@@ -712,15 +471,8 @@ impl History {
     }
 }
 
-/// Bounds the wait for an answer.
-async fn answered<T>(query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    tokio::time::timeout(ANSWER_TIMEOUT, query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-}
-
 #[cfg(test)]
 mod tests {
-    use time::macros::datetime;
-
     use super::*;
 
     #[test]
@@ -729,16 +481,6 @@ mod tests {
             let limits: Vec<_> = statement.split("LIMIT ").skip(1).collect();
             let limit = limits[0].split_whitespace().next().unwrap();
             assert_eq!((limits.len(), limit), (1, STRETCH.to_string().as_str()));
-        }
-    }
-
-    #[test]
-    fn a_cursor_round_trips_and_nothing_else_is_one() {
-        let cursor = Cursor { created_at: datetime!(2024-12-13 09:41:05.999), id: "cm4_x".into() };
-        assert_eq!(cursor.to_string(), "1734082865999_cm4_x");
-        assert_eq!(cursor.to_string().parse(), Ok(cursor));
-        for text in ["", "x", "1734082865999", "x_y", "1_\0", "9223372036854775807_x", "-1e3_x"] {
-            assert!(text.parse::<Cursor>().is_err(), "{text:?}");
         }
     }
 }

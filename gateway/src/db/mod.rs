@@ -1,4 +1,5 @@
 //! What is read from Postgres. The gateway never writes to it.
 
 pub mod history;
+pub mod rows;
 pub mod schema;

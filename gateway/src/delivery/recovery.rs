@@ -13,7 +13,8 @@ use shared::lifecycle::Backoff;
 use shared::partition::Partition;
 use tokio::sync::Semaphore;
 
-use crate::db::history::{History, SessionMessage, Snapshot};
+use crate::db::history::History;
+use crate::db::rows::{SessionMessage, Snapshot};
 use crate::delivery::audience::Audience;
 use crate::delivery::positions::Positions;
 use crate::delivery::rooms::Saved;

@@ -10,11 +10,11 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use shared::ids::SessionId;
-use shared::request::Request;
+use shared::record::Record;
 
 use crate::app::Gateway;
 use crate::error::ClientError;
-use crate::http::chats;
+use crate::http::{chats, json_stream};
 use crate::log::publisher::Publisher;
 use crate::log::session_lookup::Existence;
 use crate::problem::Problem;
@@ -39,13 +39,13 @@ pub async fn take(
         Existence::Absent => return Err(ClientError::session_not_found().into()),
         Existence::Unknown => return Err(ClientError::unavailable().into()),
     }
-    let (session, request) = Request::erase(&session_id);
+    let (session, request) = Record::erase(&session_id);
     let pending = gateway.publisher.publish(session, &request, Publisher::deadline()).await?;
     let sequence = pending.accepted().await?;
     gateway.lookup.forget(session);
     gateway.publisher.tell_ended(session).await;
     tracing::info!(session = session.short(), sequence, "a session is to be erased");
-    let kind = [(header::CONTENT_TYPE, chats::JSON)];
+    let kind = [(header::CONTENT_TYPE, json_stream::JSON)];
     let accepted = Accepted { session_id: &session_id, status: "accepted" };
     Ok((StatusCode::ACCEPTED, kind, Json(accepted)).into_response())
 }

@@ -1,9 +1,11 @@
 //! What is asked for over HTTP, by a front end or a program, and by operators.
 
+pub mod all_chats;
 pub mod authenticate;
 pub mod chats;
 pub mod erase_session;
 pub mod etag;
+pub mod json_stream;
 pub mod openapi;
 pub mod ops;
 pub mod pagination;

@@ -7,7 +7,7 @@ use axum::http::{HeaderName, StatusCode, Uri, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::form_urlencoded;
 
-use crate::db::history::Cursor;
+use crate::db::rows::Cursor;
 use crate::problem::Problem;
 
 /// What needs no escape in any part of a URL: RFC 3986, section 2.3.

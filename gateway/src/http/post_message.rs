@@ -13,13 +13,13 @@ use serde::Deserialize;
 use shared::content::{ClientOffset, Content};
 use shared::ids::{MessageId, SessionId};
 use shared::message::Sender;
-use shared::request::NewMessage;
+use shared::record::NewMessage;
 
 use crate::access::rights::Caller;
 use crate::app::Gateway;
 use crate::error::{ClientError, ErrorCode};
-use crate::http::chats;
 use crate::http::pagination::wrong;
+use crate::http::{chats, json_stream};
 use crate::log::accept_message::{self, Accepted};
 use crate::log::publisher::Publisher;
 use crate::problem::Problem;
@@ -73,7 +73,7 @@ pub async fn take(
     let sequence = pending.accepted().await?;
     let partition = gateway.config.log.partitions.partition_of(session);
     accept_message::tell_accepted(&id, session, partition, sequence);
-    let kind = [(header::CONTENT_TYPE, chats::JSON)];
+    let kind = [(header::CONTENT_TYPE, json_stream::JSON)];
     Ok((StatusCode::ACCEPTED, kind, Json(Accepted::new(&id))).into_response())
 }
 

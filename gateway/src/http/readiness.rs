@@ -7,13 +7,12 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::connection::State;
 use axum::http::StatusCode;
-use shared::health::{Phase, Report};
+use shared::health::{self, Phase, Report, Waiting};
 use shared::lifecycle::Stop;
 use shared::metrics::Connections;
 
 use crate::db::history::History;
 use crate::log::health::LogHealth;
-use crate::log::progress::{self, Waiting};
 use crate::transport::serve::Host;
 
 /// Longest wait for Postgres before it counts as away.
@@ -61,7 +60,7 @@ impl Readiness {
         let postgres = ping.is_ok_and(|ping| ping.is_ok());
         let nats = self.client.connection_state() == State::Connected && self.health.is_open();
         // Acks go on all the same: a balancer goes by the phase.
-        let stalled = self.serving.get().and_then(progress::fault);
+        let stalled = self.serving.get().and_then(health::stalled);
         Report::new(self.phase(), vec![("postgres", postgres), ("nats", nats)]).with_fault(stalled)
     }
 

@@ -18,7 +18,9 @@ use crate::access::rights::Action;
 use crate::app::Gateway;
 use crate::config::{Config, Origins};
 use crate::http::readiness::Readiness;
-use crate::http::{authenticate, chats, erase_session, etag, openapi, post_message, read_limit};
+use crate::http::{
+    authenticate, chats, erase_session, etag, json_stream, openapi, post_message, read_limit,
+};
 use crate::problem::Problem;
 use crate::socket::{events, handshake};
 
@@ -82,7 +84,7 @@ pub fn starting(origins: &Origins) -> Router {
 
 /// Answers while the process lives.
 pub async fn health() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, chats::JSON)], r#"{"status":"ok"}"#)
+    ([(header::CONTENT_TYPE, json_stream::JSON)], r#"{"status":"ok"}"#)
 }
 
 fn socket_io(config: &Config) -> (socketioxide::layer::SocketIoLayer, SocketIo) {

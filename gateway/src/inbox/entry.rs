@@ -9,7 +9,7 @@ use shared::message::Sender;
 use shared::timestamp::Timestamp;
 use time::PrimitiveDateTime;
 
-use crate::db::history::{LAST_CHARS, ListedSession};
+use crate::db::rows::{LAST_CHARS, ListedSession};
 
 /// Characters of a session's id by which people tell visitors apart.
 const USER_CHARS: usize = 8;

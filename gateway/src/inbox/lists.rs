@@ -13,7 +13,8 @@ use shared::lifecycle::Stop;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::db::history::{Cursor, History, ListedSession};
+use crate::db::history::History;
+use crate::db::rows::{Cursor, ListedSession};
 use crate::delivery::inboxes::Inboxes;
 use crate::inbox::entry::{Entry, Zone};
 use crate::presence::active::Presence;

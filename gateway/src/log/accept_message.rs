@@ -3,7 +3,7 @@
 use serde::Serialize;
 use shared::ids::{MessageId, SessionId};
 use shared::partition::Partition;
-use shared::request::{NewMessage, Request};
+use shared::record::{NewMessage, Record};
 use tokio::time::Instant;
 
 use crate::error::ClientError;
@@ -38,7 +38,7 @@ pub async fn put(
         Ok(Existence::Unknown) => return Err(ClientError::unavailable()),
         Err(_) => return Err(ClientError::overloaded()),
     }
-    publisher.publish(session, &Request::Message(message), deadline).await
+    publisher.publish(session, &Record::Message(message), deadline).await
 }
 
 /// So that one message can be followed by its id.

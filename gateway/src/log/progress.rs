@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
+use shared::health::Waiting;
 use shared::lifecycle::{Stop, pause};
 use shared::log::Log;
 use shared::partition::Partition;
@@ -14,22 +15,11 @@ use shared::subjects;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::db::history::{History, Offset};
+use crate::db::history::History;
+use crate::db::rows::Offset;
 
 /// Pause between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Records may wait for so long before nothing being stored is a fault: a takeover takes half of it.
-const STALLED_AFTER: Duration = Duration::from_secs(10);
-
-/// Since when records wait of which nothing is stored; `None` where nothing waits, or all goes on.
-pub type Waiting = watch::Receiver<Option<Instant>>;
-
-/// What readiness says of it.
-pub fn fault(waiting: &Waiting) -> Option<String> {
-    let waited = waiting.borrow().map(|since| since.elapsed())?;
-    let told = || format!("records wait and nothing was stored for {} s", waited.as_secs());
-    (waited >= STALLED_AFTER).then(told)
-}
 
 /// Looks after what is stored.
 pub struct ProgressWatch {
@@ -135,18 +125,5 @@ mod tests {
         // Whoever took it over has stored nothing yet.
         assert_eq!(numbers(offsets([(1, other), (2, one), (3, other), (4, None)])), [0, 1, 2, 3]);
         assert!(idle(&[], &before).is_empty(), "the first look tells nothing");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn ten_seconds_are_told_and_less_is_not() {
-        let (waiting, waits) = watch::channel(None);
-        assert_eq!(fault(&waits), None);
-        waiting.send_replace(Some(Instant::now()));
-        tokio::time::advance(Duration::from_millis(9_999)).await;
-        assert_eq!(fault(&waits), None);
-        tokio::time::advance(Duration::from_millis(1)).await;
-        assert_eq!(fault(&waits).unwrap(), "records wait and nothing was stored for 10 s");
-        waiting.send_replace(None);
-        assert_eq!(fault(&waits), None);
     }
 }

@@ -12,7 +12,7 @@ use async_nats::jetstream::{self, ErrorCode};
 use shared::announcement;
 use shared::ids::SessionId;
 use shared::partition::PartitionCount;
-use shared::request::Request;
+use shared::record::Record;
 use shared::subjects;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -92,7 +92,7 @@ impl Publisher {
     pub async fn publish(
         &self,
         session: SessionId,
-        request: &Request,
+        request: &Record,
         deadline: Instant,
     ) -> Result<PendingPublish, ClientError> {
         // Without a connection the library would queue it, and store it some time later.

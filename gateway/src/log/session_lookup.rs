@@ -10,7 +10,7 @@ use moka::sync::Cache;
 use shared::ids::SessionId;
 use shared::log::Log;
 use shared::partition::PartitionCount;
-use shared::request::Request;
+use shared::record::Record;
 use shared::subjects;
 
 use crate::db::history::History;
@@ -165,9 +165,9 @@ impl SessionLookup {
 
 /// What a record says about the session of its subject; `None` if a persister sets it aside.
 fn told_by(session: SessionId, payload: &[u8]) -> Option<Found> {
-    match Request::decode(payload).ok()? {
-        Request::Session(_) | Request::Message(_) => Some(Found::Exists),
-        Request::Erase(erasure) => {
+    match Record::decode(payload).ok()? {
+        Record::Session(_) | Record::Message(_) => Some(Found::Exists),
+        Record::Erase(erasure) => {
             let is_its_own = SessionId::standing_for(&erasure.session_id) == session;
             is_its_own.then_some(Found::Erased)
         }

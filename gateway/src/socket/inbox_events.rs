@@ -12,7 +12,7 @@ use shared::presence::AiMode;
 use shared::timestamp::Timestamp;
 
 use crate::access::rights::Action;
-use crate::db::history::{Cursor, StoredMessage};
+use crate::db::rows::{Cursor, StoredMessage};
 use crate::error::{ClientError, ErrorCode};
 use crate::inbox::lists::{self, NEWEST, NoList, Wanted};
 use crate::log::session_lookup::Existence;

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use shared::announcement::Position;
 use shared::ids::{ChatSessionId, MessageId, SessionId};
 use shared::message::Message;
-use shared::request::{NewSession, Request};
+use shared::record::{NewSession, Record};
 
 use crate::access::client_address;
 use crate::access::limits::SocketSlot;
 use crate::access::rights::Action;
 use crate::app::Gateway;
-use crate::db::history::{Snapshot, StoredMessage};
+use crate::db::rows::{Snapshot, StoredMessage};
 use crate::error::ClientError;
 use crate::log::publisher::Publisher;
 use crate::log::session_lookup::Existence;
@@ -174,7 +174,7 @@ impl Waiting {
         };
         let publisher = &self.connection.gateway.publisher;
         publisher
-            .publish(session, &Request::Session(new), Publisher::deadline())
+            .publish(session, &Record::Session(new), Publisher::deadline())
             .await?
             .accepted()
             .await

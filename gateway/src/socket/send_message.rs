@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use shared::content::{ClientOffset, Content};
 use shared::ids::{MessageId, SessionId};
 use shared::message::Sender;
-use shared::request::NewMessage;
+use shared::record::NewMessage;
 use tokio::time::Instant;
 
 use crate::access::rights::Action;

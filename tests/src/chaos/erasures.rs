@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use shared::ids::SessionId;
 use shared::log::Log;
 use shared::partition::PartitionCount;
-use shared::request::Request;
+use shared::record::Record;
 use shared::subjects;
 use sqlx::PgPool;
 use tokio::process::Command;
@@ -313,7 +313,7 @@ async fn left_in_log(
     let Some(first) = log.first_record(&subject, 1).await? else { return Ok(None) };
     let last = log.last_record(&subject).await?;
     let is_alone = last.is_some_and(|last| last.sequence == first.sequence);
-    let erases = matches!(Request::decode(&first.payload), Ok(Request::Erase(_)));
+    let erases = matches!(Record::decode(&first.payload), Ok(Record::Erase(_)));
     let text = format!("the log holds more of it than its end, from {} on", first.sequence);
     ensure!(first.subject.as_str() == subject, "another subject");
     Ok((!is_alone || !erases).then_some(text))

@@ -9,7 +9,7 @@ use shared::content::Content;
 use shared::ids::{ChatSessionId, MessageId, SessionId};
 use shared::message::Sender;
 use shared::partition::PartitionCount;
-use shared::request::{NewMessage, NewSession, Request};
+use shared::record::{NewMessage, NewSession, Record};
 use shared::subjects;
 use sqlx::PgPool;
 use tokio::time::sleep;
@@ -72,13 +72,13 @@ async fn fill(client: async_nats::Client, backlog: &Backlog) -> Result<()> {
     let mut window = Window::new(jetstream::new(client), WINDOW);
     for session in &sessions {
         let new = NewSession { id: ChatSessionId::random(), ip: None, user_agent: None };
-        window.publish(subject(*session), Request::Session(new).encode()?.into()).await?;
+        window.publish(subject(*session), Record::Session(new).encode()?.into()).await?;
     }
     for (number, session) in (0..backlog.messages).zip(sessions.iter().cycle()) {
         let content = Content::parse(Name { sender: 0, number }.content(), usize::MAX)?;
         let message =
             NewMessage { id: MessageId::random(), sender: Sender::User, content, is_ai: false };
-        window.publish(subject(*session), Request::Message(message).encode()?.into()).await?;
+        window.publish(subject(*session), Record::Message(message).encode()?.into()).await?;
     }
     window.settle().await
 }

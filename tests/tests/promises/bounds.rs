@@ -9,7 +9,7 @@ use shared::content::Content;
 use shared::ids::{MessageId, SessionId};
 use shared::message::Sender;
 use shared::partition::PartitionCount;
-use shared::request::{NewMessage, Request};
+use shared::record::{NewMessage, Record};
 use shared::subjects;
 use tests::{JsClients, Stack, eventually};
 
@@ -137,7 +137,7 @@ async fn a_backlog_costs_a_persister_bounded_memory_while_postgres_is_away_and_a
                 content: Content::parse("x".repeat(8_000), 8_000).unwrap(),
                 is_ai: false,
             };
-            let record = Request::Message(message).encode().unwrap();
+            let record = Record::Message(message).encode().unwrap();
             acks.push(log.publish(subject.clone(), record.into()).await.unwrap().into_future());
         }
         assert!(join_all(acks).await.iter().all(Result::is_ok));

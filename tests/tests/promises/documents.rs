@@ -362,7 +362,7 @@ fn whoever_has_only_the_readme_finds_everything_in_two_clicks() {
     for code in [
         // Where a message is checked, where it is stored, which test holds its order.
         "gateway/src/socket/send_message.rs",
-        "persister/src/store.rs",
+        "persister/src/store/commit.rs",
         "tests/tests/promises/order.rs",
     ] {
         assert!(clicks.contains_key(Path::new(code)), "{code}");

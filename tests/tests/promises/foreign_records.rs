@@ -6,7 +6,7 @@ use async_nats::jetstream::Context;
 use serde_json::{Value, json};
 use shared::ids::SessionId;
 use shared::partition::PartitionCount;
-use shared::request::Request;
+use shared::record::Record;
 use shared::subjects;
 use tests::{Client, JsClients, Stack, eventually};
 
@@ -27,7 +27,7 @@ async fn put(log: &Context, session: &str, record: String) {
 
 /// What no persister can read, each in its own way.
 fn unreadable() -> Vec<String> {
-    let (_, erase_another) = Request::erase(&SessionId::random().to_string());
+    let (_, erase_another) = Record::erase(&SessionId::random().to_string());
     let erase_another = String::from_utf8(erase_another.encode().unwrap()).unwrap();
     let cut_off = r#"{"message":{"id":"cm4xyz789000000000000000a","sender":"user","#.to_owned();
     vec!["garbage".into(), String::new(), "{}".into(), erase_another, cut_off]
@@ -75,7 +75,7 @@ async fn a_record_that_cannot_be_read_hides_neither_the_opening_of_a_session_nor
     let answer = say(&other, &session).await;
     assert_eq!(answer["status"], "accepted", "{answer}");
 
-    let (_, erase) = Request::erase(&session);
+    let (_, erase) = Record::erase(&session);
     put(&log, &session, String::from_utf8(erase.encode().unwrap()).unwrap()).await;
     for record in unreadable() {
         put(&log, &session, record).await;

@@ -177,7 +177,7 @@ fn log_database_and_rights_know_nothing_of_sockets_and_http() {
 
 #[test]
 fn a_folder_is_read_at_a_glance() {
-    for service in ["gateway"] {
+    for service in ["gateway", "persister"] {
         for (folder, files) in folders(&folder_of(service)) {
             assert!(files.len() <= FILES_MAX, "{}: {} files", folder.display(), files.len());
         }

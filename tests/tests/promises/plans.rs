@@ -10,15 +10,18 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use gateway::db::history::{History, STRETCH};
-use persister::batch::{self, Place, Record};
+use gateway::db::rows::Cursor;
+use persister::batch::{self, LogPlace, LogRecord};
 use persister::store::Store;
+use persister::store::offsets::Fingerprint;
+use persister::store::operator::OperatorStore;
 use serde_json::{Value, json};
 use shared::announcement::{Announcement, Epoch, Position};
 use shared::database::Database;
 use shared::ids::SessionId;
 use shared::lifecycle::Stop;
 use shared::partition::{Partition, PartitionCount};
-use shared::request::Request;
+use shared::record::Record;
 use shared::subjects;
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -193,7 +196,7 @@ struct Statements {
 impl Statements {
     fn of_both_services() -> Self {
         let (mut constants, mut made) = (BTreeMap::new(), BTreeMap::new());
-        for folder in ["gateway/src", "persister/src"] {
+        for folder in ["gateway/src", "persister/src", "shared/src"] {
             for source in sources(&workspace().join(folder)) {
                 let text = fs::read_to_string(&source).unwrap();
                 constants.extend(constants_of(&text));
@@ -314,7 +317,7 @@ async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
         assert_eq!(snapshot.rows.len(), 501);
     }
     let first = history.sessions(None, 201).await.unwrap();
-    let cursor = first.last().unwrap().cursor();
+    let cursor = Cursor::from(first.last().unwrap());
     assert_eq!(history.sessions(Some(&cursor), 201).await.unwrap().len(), 201);
     let ids: Vec<_> = (1..=200).map(|number| format!("s{number}")).collect();
     for from in [(1, -1), (7, 1_100_000), (8, -1)] {
@@ -340,10 +343,10 @@ async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     assert!(history.epoch_after(Partition::new(BEHIND), long).await.is_ok());
 }
 
-fn record(partition: u16, sequence: u64, session: SessionId, payload: String) -> Record {
+fn record(partition: u16, sequence: u64, session: SessionId, payload: String) -> LogRecord {
     let partition = Partition::new(partition);
-    Record {
-        place: Place { partition, sequence, recorded_at: OffsetDateTime::UNIX_EPOCH },
+    LogRecord {
+        place: LogPlace { partition, sequence, recorded_at: OffsetDateTime::UNIX_EPOCH },
         subject: subjects::request(partition, session),
         payload: payload.into(),
     }
@@ -360,7 +363,7 @@ fn payload(kind: &str, number: u64) -> String {
 }
 
 fn erasure(of: SessionId) -> String {
-    let (_, erase) = Request::erase(&of.to_string());
+    let (_, erase) = Record::erase(&of.to_string());
     String::from_utf8(erase.encode().unwrap()).unwrap()
 }
 
@@ -412,8 +415,7 @@ async fn ask_as_a_persister(store: &Store, round: u64) {
     store_as_a_persister(store, round).await;
     let marks = store.marks().await.unwrap();
     let last: Vec<_> = marks.iter().filter(|mark| mark.partition == owned[15]).copied().collect();
-    let head =
-        persister::store::Fingerprint { sequence: 1, recorded_at: OffsetDateTime::UNIX_EPOCH };
+    let head = Fingerprint { sequence: 1, recorded_at: OffsetDateTime::UNIX_EPOCH };
     store.mark(&last, head).await.unwrap();
     let created = OffsetDateTime::UNIX_EPOCH;
     assert_eq!(store.begin_epochs(&last, 0, created, Some(head)).await.unwrap(), 1);
@@ -423,6 +425,12 @@ async fn ask_as_a_persister(store: &Store, round: u64) {
     assert_eq!(uncleared.len(), 500);
     store.cleared(&uncleared[0]).await.unwrap();
     assert!(store.uncleared_count().await.unwrap() > 500);
+    assert!(store.dead_letter_count().await.unwrap() > 4_000);
+    store.leave().await.unwrap();
+}
+
+/// Every statement of the commands.
+async fn ask_as_an_operator(store: &OperatorStore) {
     assert!(store.knows_session(&session(7).to_string()).await.unwrap());
     let some: Vec<_> = (1..=500).map(|number| session(number).to_string()).collect();
     assert!(store.count_sessions(&some).await.unwrap() > 490);
@@ -436,10 +444,8 @@ async fn ask_as_a_persister(store: &Store, round: u64) {
     assert_eq!(store.session_ages(ages.last(), before, 500).await.unwrap().len(), 500);
     let letters = store.dead_letters(500).await.unwrap();
     assert_eq!(letters.len(), 500);
-    assert!(store.dead_letter_count().await.unwrap() > 4_000);
     assert!(store.dead_letter(letters[0].id).await.unwrap().is_some());
     store.drop_dead_letter(letters[0].id).await.unwrap();
-    store.leave().await.unwrap();
 }
 
 /// Has every statement sent, and looks at what Postgres did: once planned for its parameters, once for any.
@@ -452,6 +458,7 @@ async fn no_statement_takes_more_than_its_page(big: &Big) {
         big.explain(mode).await;
         ask_as_a_gateway(&History::connect(&big.database), epochs).await;
         ask_as_a_persister(&Store::connect(&big.database, Uuid::from_u128(7)), round).await;
+        ask_as_an_operator(&OperatorStore::connect(&big.database)).await;
         let mut unseen: BTreeSet<_> = statements.sent.keys().map(String::as_str).collect();
         for (text, plan) in big.plans(since) {
             for name in statements.names(&text) {

@@ -9,7 +9,7 @@ use crate::message::Sender;
 /// One record of the log. The session it belongs to stands in its subject.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Request {
+pub enum Record {
     /// Open a session. It stands in the log before every message of that session.
     Session(NewSession),
     /// Store a message.
@@ -54,7 +54,7 @@ pub struct Erasure {
     pub session_id: String,
 }
 
-impl Request {
+impl Record {
     /// The bytes of the record.
     pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(self)
@@ -76,9 +76,9 @@ impl Request {
 mod tests {
     use super::*;
 
-    fn round_trips(request: &Request, json: &str) {
-        assert_eq!(String::from_utf8(request.encode().unwrap()).unwrap(), json);
-        assert_eq!(&Request::decode(json.as_bytes()).unwrap(), request);
+    fn round_trips(record: &Record, json: &str) {
+        assert_eq!(String::from_utf8(record.encode().unwrap()).unwrap(), json);
+        assert_eq!(&Record::decode(json.as_bytes()).unwrap(), record);
     }
 
     #[test]
@@ -90,7 +90,7 @@ mod tests {
         };
         let json =
             r#"{"session":{"id":"cm4abc123000000000000000a","ip":"127.0.0.1","userAgent":null}}"#;
-        round_trips(&Request::Session(session), json);
+        round_trips(&Record::Session(session), json);
     }
 
     #[test]
@@ -103,23 +103,23 @@ mod tests {
         };
         let json =
             r#"{"message":{"id":"cm4xyz789000000000000000a","sender":"user","content":"Hello!"}}"#;
-        round_trips(&Request::Message(message), json);
+        round_trips(&Record::Message(message), json);
     }
 
     #[test]
     fn an_erasure_record() {
         let text = "550e8400-e29b-41d4-a716-446655440000";
-        let (session, request) = Request::erase(text);
+        let (session, record) = Record::erase(text);
         assert_eq!(session.to_string(), text);
-        round_trips(&request, &format!(r#"{{"erase":{{"sessionId":"{text}"}}}}"#));
+        round_trips(&record, &format!(r#"{{"erase":{{"sessionId":"{text}"}}}}"#));
     }
 
     #[test]
-    fn bytes_that_are_no_request_are_refused() {
+    fn bytes_that_are_no_record_are_refused() {
         for bytes in
             ["", "null", "{}", r#"{"message":{"id":"x"}}"#, r#"{"erase":{}}"#, r#"{"other":{}}"#]
         {
-            assert!(Request::decode(bytes.as_bytes()).is_err(), "{bytes}");
+            assert!(Record::decode(bytes.as_bytes()).is_err(), "{bytes}");
         }
     }
 }

@@ -15,12 +15,14 @@ use shared::timestamp::seconds_since;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::announcer::Announcer;
-use crate::batch::{self, Batch, Place, Record};
+use crate::batch::{self, Batch, LogPlace, LogRecord};
+use crate::log_identity::{self, AnotherLog, StreamState};
 use crate::metrics::METRICS;
 use crate::ownership::{LOOK_INTERVAL, Owned};
 use crate::reader::LogReader;
-use crate::store::{self, Committed, Mark, Offset, Store};
-use crate::verify::{self, AnotherLog, StreamState};
+use crate::store::commit::Committed;
+use crate::store::offsets::{Mark, Offset};
+use crate::store::{Store, errors};
 
 /// How often positions are repeated: what a gateway missed it learns within this time.
 const POSITION_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Stores what the log holds for the owned partitions.
-pub struct Persister {
+pub struct Worker {
     store: Store,
     jetstream: jetstream::Context,
     log: LogSettings,
@@ -58,7 +60,7 @@ enum Ended {
     Stopped,
 }
 
-impl Persister {
+impl Worker {
     /// Everything the loop needs.
     pub fn new(
         store: Store,
@@ -145,7 +147,7 @@ impl Persister {
         // Opened anew: it may have been wiped. It is looked at before the partitions in it are: see
         // `LogReader::open`.
         let log = shared::log::open(&self.jetstream, self.log).await?;
-        let stream = verify::stream_state(&log);
+        let stream = log_identity::stream_state(&log);
         self.know_log_again(&log).await?;
         let mut offsets = self.store.offsets(partitions).await?;
         if self.pass_over_gaps(&stream, &offsets).await? {
@@ -171,14 +173,15 @@ impl Persister {
     /// it is another one, new epochs begin for all partitions of all workers.
     async fn know_log_again(&self, log: &Log) -> anyhow::Result<()> {
         let marks = self.store.marks().await?;
-        let another = verify::another_log(log, &marks).await.map_err(anyhow::Error::from_boxed)?;
+        let another =
+            log_identity::another_log(log, &marks).await.map_err(anyhow::Error::from_boxed)?;
         let Some(AnotherLog { why, stream }) = another else {
             if marks.iter().any(|mark| mark.head.is_none()) {
                 self.mark(log, &marks).await?;
             }
             return Ok(());
         };
-        let head = verify::newest(log, &stream).await.map_err(anyhow::Error::from_boxed)?;
+        let head = log_identity::newest(log, &stream).await.map_err(anyhow::Error::from_boxed)?;
         let (start, created) = (stream.last_trimmed(), stream.created);
         let begun = self.store.begin_epochs(&marks, start, created, head).await?;
         METRICS.log_replaced.inc_by(begun);
@@ -195,8 +198,8 @@ impl Persister {
 
     /// Marks partitions that know nothing of the log by its newest record.
     async fn mark(&self, log: &Log, marks: &[Mark]) -> anyhow::Result<()> {
-        let stream = verify::stream_state(log);
-        let newest = verify::newest(log, &stream).await.map_err(anyhow::Error::from_boxed)?;
+        let stream = log_identity::stream_state(log);
+        let newest = log_identity::newest(log, &stream).await.map_err(anyhow::Error::from_boxed)?;
         if let Some(newest) = newest {
             self.store.mark(marks, newest).await?;
         }
@@ -231,7 +234,7 @@ impl Persister {
     async fn store_records(
         &self,
         term: &mut Term,
-        records: &[Record],
+        records: &[LogRecord],
         stop: &Stop,
     ) -> anyhow::Result<bool> {
         match self.commit(term, &batch::prepare(records), stop).await? {
@@ -248,7 +251,7 @@ impl Persister {
     async fn store_halves(
         &self,
         term: &mut Term,
-        records: &[Record],
+        records: &[LogRecord],
         stop: &Stop,
     ) -> anyhow::Result<bool> {
         let mut left = vec![records];
@@ -275,7 +278,7 @@ impl Persister {
     async fn set_aside(
         &self,
         term: &mut Term,
-        record: &Record,
+        record: &LogRecord,
         error: &sqlx::Error,
         stop: &Stop,
     ) -> anyhow::Result<bool> {
@@ -315,11 +318,11 @@ impl Persister {
     }
 }
 
-impl Persister {
+impl Worker {
     /// Whether it is something in the batch that Postgres refuses. Waiting does not help then, and the same
     /// statement without a row goes through: a missing column or right is nobody's fault in there.
     async fn is_at_fault(&self, batch: &Batch, error: &sqlx::Error) -> bool {
-        !store::may_pass(error) && self.store.takes_nothing(batch).await
+        !errors::may_pass(error) && self.store.takes_nothing(batch).await
     }
 }
 
@@ -363,7 +366,7 @@ impl Term {
 }
 
 /// Records that cannot be stored, but those of erased sessions.
-fn set_aside(batch: &Batch, committed: &Committed) -> impl Iterator<Item = Place> {
+fn set_aside(batch: &Batch, committed: &Committed) -> impl Iterator<Item = LogPlace> {
     let places = batch.rejects.iter().map(|reject| reject.record.place);
     places.filter(|place| !committed.refused.contains(&place.sequence))
 }
@@ -400,7 +403,7 @@ fn tell(batch: &Batch, committed: &Committed) {
     }
     let stored: HashSet<u64> = committed.stored.iter().map(|(sequence, _)| *sequence).collect();
     for row in batch.messages.iter().filter(|row| stored.contains(&row.place.sequence)) {
-        let Place { partition, sequence, .. } = row.place;
+        let LogPlace { partition, sequence, .. } = row.place;
         tracing::debug!(
             message_id = %row.new.id, session = row.session.short(), %partition, sequence, "stored"
         );

@@ -6,10 +6,9 @@ use anyhow::Context;
 use async_nats::jetstream;
 use clap::Subcommand;
 use shared::timestamp::Timestamp;
-use uuid::Uuid;
 
 use crate::config::Config;
-use crate::store::{DeadLetter, Store};
+use crate::store::operator::{DeadLetter, OperatorStore};
 
 /// Dead letters listed unless `--limit` says otherwise.
 const LISTED: u32 = 100;
@@ -44,7 +43,7 @@ pub enum Command {
 
 /// Does it.
 pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
-    let store = Store::connect(&config.database, Uuid::nil());
+    let store = OperatorStore::connect(&config.database);
     match command {
         Command::List { limit } => list(&store, limit).await,
         Command::Show { id } => show(&store, id).await,
@@ -60,7 +59,7 @@ pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
     }
 }
 
-async fn list(store: &Store, limit: u32) -> anyhow::Result<()> {
+async fn list(store: &OperatorStore, limit: u32) -> anyhow::Result<()> {
     let letters = store.dead_letters(limit).await?;
     if letters.is_empty() {
         // Not on standard output, where a script counts lines.
@@ -77,7 +76,7 @@ async fn list(store: &Store, limit: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn show(store: &Store, id: i64) -> anyhow::Result<()> {
+async fn show(store: &OperatorStore, id: i64) -> anyhow::Result<()> {
     let letter = find(store, id).await?;
     let mut out = std::io::stdout().lock();
     out.write_all(&letter.payload)?;
@@ -85,7 +84,7 @@ async fn show(store: &Store, id: i64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn requeue(store: &Store, config: &Config, ids: &[i64]) -> anyhow::Result<()> {
+async fn requeue(store: &OperatorStore, config: &Config, ids: &[i64]) -> anyhow::Result<()> {
     let client = config.nats.connect_once().await.context("NATS cannot be reached (NATS_URL)")?;
     let jetstream = jetstream::new(client);
     for id in ids {
@@ -98,6 +97,6 @@ async fn requeue(store: &Store, config: &Config, ids: &[i64]) -> anyhow::Result<
     Ok(())
 }
 
-async fn find(store: &Store, id: i64) -> anyhow::Result<DeadLetter> {
+async fn find(store: &OperatorStore, id: i64) -> anyhow::Result<DeadLetter> {
     store.dead_letter(id).await?.with_context(|| format!("there is no dead letter {id}"))
 }

@@ -1,10 +1,9 @@
-//! `persister sessions`: what becomes of a person's data.
+//! Erases sessions: one of them, or those in which nothing happened for long.
 //!
 //! Whatever is erased is erased by a record in the log, on the session's own subject: what was said before
 //! it goes, what comes behind it is refused, and a database restored from an older backup reads it again.
 
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Write};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,109 +11,36 @@ use async_nats::Client;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, context};
-use clap::Subcommand;
 use shared::announcement;
 use shared::ids::SessionId;
 use shared::log::Log;
 use shared::nats::NatsUrl;
 use shared::partition::{Partition, PartitionCount};
-use shared::request::Request;
-use shared::settings::Span;
+use shared::record::Record;
 use shared::subjects;
 use shared::timestamp::Timestamp;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
-use uuid::Uuid;
 
-use crate::config::Config;
-use crate::store::{Extent, SessionAge, Store};
+use crate::store::operator::{OperatorStore, SessionAge};
 
 /// Sessions looked at together. Messages of others wait behind their erasure: a tenth of a second
 /// where each has a hundred messages.
 const PAGE: u16 = 100;
-/// Messages read at a time.
-const MESSAGES_PAGE: u16 = 1_000;
 /// Pause between two looks at how far the persisters are.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Longest wait for the persisters to come to a record: as long as a restart and a backlog may take.
 const STORED_WITHIN: Duration = Duration::from_mins(1);
 
-/// What to do with sessions.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Erases a session and everything said in it, for good.
-    Erase {
-        /// Its `sessionId`.
-        session_id: String,
-    },
-    /// Prints a session with everything said in it, as JSON.
-    Export {
-        /// Its `sessionId`.
-        session_id: String,
-    },
-    /// Erases all sessions in which nothing happened for some time. If it is interrupted, run it again.
-    Prune {
-        /// How long, as 12h or 90d.
-        #[arg(long, value_parser = parse_span)]
-        older_than: Duration,
-        /// Only says which sessions it would erase, one `sessionId` a line.
-        #[arg(long)]
-        dry_run: bool,
-    },
-}
-
-fn parse_span(text: &str) -> Result<Duration, &'static str> {
-    text.parse().map(|Span(duration)| duration)
-}
-
-/// Does it.
-pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
-    let store = Store::connect(&config.database, Uuid::nil());
-    let sessions = Sessions::connect(store, &config.nats).await?;
-    match command {
-        Command::Erase { session_id } => sessions.erase(&session_id).await,
-        Command::Export { session_id } => sessions.export(&session_id).await,
-        Command::Prune { older_than, dry_run } => {
-            let before = OffsetDateTime::now_utc().checked_sub(older_than.try_into()?);
-            let before = before.context("--older-than: longer ago than any time")?;
-            if dry_run { sessions.list_quiet(before).await } else { sessions.prune(before).await }
-        }
-    }
-}
-
-/// Prints what is stored of a session now. If some of it is erased before it is read, that is an error, and
-/// what was printed is no JSON.
-async fn print(store: &Store, Extent { session, count, last }: &Extent) -> anyhow::Result<()> {
-    let mut out = BufWriter::new(std::io::stdout().lock());
-    let head = serde_json::to_string(&session.to_head())?;
-    // The head is an object: its brace gives way to the messages.
-    write!(out, r#"{},"messages":["#, head.trim_end_matches('}'))?;
-    let (mut after, mut missing) = (None, *count);
-    loop {
-        let messages = store.messages_between(&session.id, after, *last, MESSAGES_PAGE).await?;
-        missing -= i64::try_from(messages.len())?;
-        for message in &messages {
-            out.write_all(if after.is_some() { b"," } else { b"" })?;
-            serde_json::to_writer(&mut out, &message.to_message())?;
-            after = Some(message.seq);
-        }
-        if messages.len() < usize::from(MESSAGES_PAGE) {
-            break;
-        }
-    }
-    out.flush()?;
-    anyhow::ensure!(missing <= 0, "it was erased meanwhile: what was printed is not all of it");
-    writeln!(out, "]}}")?;
-    Ok(out.flush()?)
-}
-
-fn unknown(session_id: &str) -> String {
+/// What an operator is told who names no session.
+pub fn unknown(session_id: &str) -> String {
     format!("there is no session {session_id}")
 }
 
 /// Sessions as Postgres and the log have them.
-struct Sessions {
-    store: Store,
+pub struct Sessions {
+    /// Postgres.
+    pub store: OperatorStore,
     client: Client,
     jetstream: context::Context,
     log: Log,
@@ -125,23 +51,16 @@ struct Sessions {
 type Asked = BTreeMap<Partition, u64>;
 
 impl Sessions {
-    async fn connect(store: Store, nats: &NatsUrl) -> anyhow::Result<Self> {
+    /// Connects to NATS, and finds the log.
+    pub async fn connect(store: OperatorStore, nats: &NatsUrl) -> anyhow::Result<Self> {
         let client = nats.connect_once().await.context("NATS cannot be reached (NATS_URL)")?;
         let jetstream = jetstream::new(client.clone());
         let (log, partitions) = shared::log::find(&jetstream).await?;
         Ok(Self { store, client, jetstream, log, partitions })
     }
 
-    async fn export(&self, session_id: &str) -> anyhow::Result<()> {
-        let last = self.last_record(session_id).await?;
-        let extent = self.store.extent(session_id).await?;
-        // An erasure takes more than one statement where much was said: what is left in between is no export.
-        let is_ending = last.is_some_and(|last| last.erases);
-        let extent = extent.filter(|_| !is_ending).with_context(|| unknown(session_id))?;
-        print(&self.store, &extent).await
-    }
-
-    async fn erase(&self, session_id: &str) -> anyhow::Result<()> {
+    /// Erases a session, and waits until it is done.
+    pub async fn erase(&self, session_id: &str) -> anyhow::Result<()> {
         let last = self.last_record(session_id).await?;
         let waits = last.is_some_and(|last| !last.erases);
         if !waits && !self.store.knows_session(session_id).await? {
@@ -155,7 +74,7 @@ impl Sessions {
     }
 
     /// Says what [`Sessions::prune`] would erase now.
-    async fn list_quiet(&self, before: OffsetDateTime) -> anyhow::Result<()> {
+    pub async fn list_quiet(&self, before: OffsetDateTime) -> anyhow::Result<()> {
         let (mut count, mut behind) = (0, None);
         loop {
             let found = self.store.session_ages(behind.as_ref(), before, PAGE).await?;
@@ -171,7 +90,8 @@ impl Sessions {
         Ok(())
     }
 
-    async fn prune(&self, before: OffsetDateTime) -> anyhow::Result<()> {
+    /// Erases the sessions in which nothing happened since then.
+    pub async fn prune(&self, before: OffsetDateTime) -> anyhow::Result<()> {
         let (mut erased, mut behind) = (0, None);
         loop {
             let found = self.store.session_ages(behind.as_ref(), before, PAGE).await?;
@@ -237,7 +157,7 @@ impl Sessions {
         expected: Option<u64>,
         asked: &mut Asked,
     ) -> anyhow::Result<bool> {
-        let (session, request) = Request::erase(session_id);
+        let (session, request) = Record::erase(session_id);
         let partition = self.partitions.partition_of(session);
         let mut message = PublishMessage::build().payload(request.encode()?.into());
         if let Some(sequence) = expected {
@@ -279,7 +199,8 @@ impl Sessions {
         Ok(())
     }
 
-    async fn last_record(&self, session_id: &str) -> anyhow::Result<Option<LastRecord>> {
+    /// The last record of a session, if the log has one.
+    pub async fn last_record(&self, session_id: &str) -> anyhow::Result<Option<LastRecord>> {
         let session = SessionId::standing_for(session_id);
         let partition = self.partitions.partition_of(session);
         let subject = subjects::request(partition, session);
@@ -287,16 +208,18 @@ impl Sessions {
         Ok(last.map(|record| LastRecord {
             sequence: record.sequence,
             time: record.time,
-            erases: matches!(Request::decode(&record.payload), Ok(Request::Erase(_))),
+            erases: matches!(Record::decode(&record.payload), Ok(Record::Erase(_))),
         }))
     }
 }
 
 /// The last record of a session in the log.
 #[derive(Clone, Copy)]
-struct LastRecord {
-    sequence: u64,
-    time: OffsetDateTime,
+pub struct LastRecord {
+    /// Its stream sequence.
+    pub sequence: u64,
+    /// When the log took it.
+    pub time: OffsetDateTime,
     /// Whether it is an erasure.
-    erases: bool,
+    pub erases: bool,
 }

@@ -17,7 +17,7 @@ use shared::partition::Partition;
 use shared::subjects::{self, ALL_REQUESTS};
 use time::OffsetDateTime;
 
-use crate::store::{Fingerprint, Mark, Offset};
+use crate::store::offsets::{Fingerprint, Mark, Offset};
 
 /// The stream as it was at one moment.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@
 use shared::log::Log;
 use shared::subjects;
 
-use crate::store::Uncleared;
+use crate::store::erasures::Uncleared;
 
 /// Removes it; what was removed before a crash does no harm. How many records it was.
 pub async fn clear(log: &Log, erased: &Uncleared) -> anyhow::Result<u64> {

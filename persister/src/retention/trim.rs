@@ -13,12 +13,12 @@ use shared::log::Log;
 use shared::partition::Partition;
 use time::OffsetDateTime;
 
-use crate::clear::clear;
+use crate::log_identity::{self, AnotherLog};
 use crate::metrics::METRICS;
 use crate::ownership::Owned;
 use crate::reader;
+use crate::retention::erased::clear;
 use crate::store::Store;
-use crate::verify::{self, AnotherLog};
 
 /// Pause between two looks: how long a log that filled up stays full after the backlog is stored.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -123,7 +123,7 @@ impl Trimmer {
             }
         }
         // After everything else was looked at: nothing of it was another log's.
-        let another = verify::another_log(&self.log, &marks).await;
+        let another = log_identity::another_log(&self.log, &marks).await;
         if let Some(AnotherLog { why, .. }) = another.map_err(anyhow::Error::from_boxed)? {
             anyhow::bail!("this is not the log that the offsets were taken from ({why})");
         }

@@ -1,0 +1,216 @@
+//! Rows as the gateway reads them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use shared::announcement::{Epoch, Position};
+use shared::database::StoredSession;
+use shared::message::Message;
+use shared::partition::Partition;
+use shared::timestamp::Timestamp;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
+use time::{OffsetDateTime, PrimitiveDateTime};
+
+/// Most characters of a last message that are shown.
+pub const LAST_CHARS: usize = 50;
+const NANOS_PER_MILLI: i128 = 1_000_000;
+
+/// A message as it is stored.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct StoredMessage {
+    /// Primary key.
+    pub id: String,
+    sender: String,
+    content: String,
+    created_at: PrimitiveDateTime,
+    #[sqlx(rename = "isAI")]
+    is_ai: bool,
+    chat_session_id: String,
+    /// Orders the messages of a session.
+    pub seq: i64,
+    log_epoch: Option<i64>,
+    log_sequence: Option<i64>,
+}
+
+impl StoredMessage {
+    /// Length of the content as JSON writes it.
+    pub fn json_bytes(&self) -> usize {
+        let escaped = |byte: u8| match byte {
+            0..0x20 => 6,
+            b'"' | b'\\' => 2,
+            _ => 1,
+        };
+        self.content.bytes().map(escaped).sum()
+    }
+
+    /// Where it stood in the log, if it came through the log.
+    pub fn position(&self) -> Option<Position> {
+        let sequence = self.log_sequence?.cast_unsigned();
+        Some(Position { epoch: Epoch(self.log_epoch?), sequence })
+    }
+
+    /// The time of the log, in whole milliseconds.
+    pub fn created_at(&self) -> OffsetDateTime {
+        self.created_at.assume_utc()
+    }
+
+    /// As every client sees it.
+    pub fn to_message(&self) -> Message<'_> {
+        Message {
+            id: &self.id,
+            sender: &self.sender,
+            content: &self.content,
+            created_at: Timestamp::from_column(self.created_at),
+            is_ai: self.is_ai,
+            chat_session_id: &self.chat_session_id,
+        }
+    }
+}
+
+/// A message of one of several sessions.
+#[derive(Debug, sqlx::FromRow)]
+pub struct MessageOf {
+    /// Which of the sessions that were asked for, from 1.
+    pub ord: i64,
+    /// The message.
+    #[sqlx(flatten)]
+    pub message: StoredMessage,
+}
+
+/// A message with its session.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct SessionMessage {
+    /// Its session, as the client names it; none if its row was deleted past all constraints.
+    pub session_id: Option<String>,
+    /// The message.
+    #[sqlx(flatten)]
+    pub message: StoredMessage,
+}
+
+/// Rows, and how far their partition was stored when they were read.
+#[derive(Debug)]
+pub struct Snapshot<T> {
+    /// The last stored record.
+    pub stored: Position,
+    /// The rows.
+    pub rows: Vec<T>,
+}
+
+/// A row of a snapshot; one that has no rows is told by a row without a message.
+pub struct SnapshotRow<T> {
+    stored: Position,
+    row: Option<T>,
+}
+
+impl<'r, T: FromRow<'r, PgRow>> FromRow<'r, PgRow> for SnapshotRow<T> {
+    fn from_row(row: &'r PgRow) -> sqlx::Result<Self> {
+        let sequence = row.try_get::<i64, _>("sequence")?.cast_unsigned();
+        let stored = Position { epoch: Epoch(row.try_get("epoch")?), sequence };
+        let has_message = row.try_get::<Option<String>, _>("id")?.is_some();
+        Ok(Self { stored, row: has_message.then(|| T::from_row(row)).transpose()? })
+    }
+}
+
+impl<T> Snapshot<T> {
+    /// An error if the partition has no row: nothing was ever stored from this log.
+    pub fn of(rows: Vec<SnapshotRow<T>>) -> sqlx::Result<Self> {
+        let stored = rows.first().ok_or(sqlx::Error::RowNotFound)?.stored;
+        Ok(Self { stored, rows: rows.into_iter().filter_map(|row| row.row).collect() })
+    }
+}
+
+/// How far a partition is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offset {
+    /// Which partition.
+    pub partition: Partition,
+    /// The last stored record; 0 before the first.
+    pub sequence: u64,
+    /// The persister that stores it, if one does.
+    pub owner: Option<String>,
+}
+
+/// A session as inboxes list it.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct ListedSession {
+    /// Primary key.
+    pub id: String,
+    /// What clients call it.
+    pub session_id: String,
+    /// When it was opened.
+    pub created_at: PrimitiveDateTime,
+    /// Who spoke last.
+    pub last_sender: Option<String>,
+    /// The beginning of what was said last: one character more than is shown.
+    pub last_content: Option<String>,
+    /// When that was said.
+    pub last_at: Option<PrimitiveDateTime>,
+}
+
+impl ListedSession {
+    /// For the page that follows.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { created_at: self.created_at, id: self.id.clone() }
+    }
+}
+
+/// Where a page of sessions ended; opaque text for clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// When its last session was opened.
+    pub created_at: PrimitiveDateTime,
+    /// The key of that session.
+    pub id: String,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.created_at.assume_utc().unix_timestamp_nanos() / NANOS_PER_MILLI;
+        write!(f, "{millis}_{}", self.id)
+    }
+}
+
+impl From<&StoredSession> for Cursor {
+    /// For the page that follows.
+    fn from(session: &StoredSession) -> Self {
+        Self { created_at: session.created_at, id: session.id.clone() }
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const INVALID: &str = "cursor must be a nextCursor that was given before";
+        let (millis, id) = text.split_once('_').ok_or(INVALID)?;
+        let nanos = i128::from(millis.parse::<i64>().map_err(|_| INVALID)?) * NANOS_PER_MILLI;
+        let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| INVALID)?;
+        // Postgres refuses U+0000 in a text, and knows no earlier year.
+        if id.contains('\0') || time.year() < -4_700 {
+            return Err(INVALID);
+        }
+        let created_at = PrimitiveDateTime::new(time.date(), time.time());
+        Ok(Self { created_at, id: id.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn a_cursor_round_trips_and_nothing_else_is_one() {
+        let cursor = Cursor { created_at: datetime!(2024-12-13 09:41:05.999), id: "cm4_x".into() };
+        assert_eq!(cursor.to_string(), "1734082865999_cm4_x");
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        for text in ["", "x", "1734082865999", "x_y", "1_\0", "9223372036854775807_x", "-1e3_x"] {
+            assert!(text.parse::<Cursor>().is_err(), "{text:?}");
+        }
+    }
+}

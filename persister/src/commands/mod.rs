@@ -1,0 +1,4 @@
+//! What operators ask for on the command line.
+
+pub mod dead_letters;
+pub mod sessions;

@@ -1,0 +1,39 @@
+//! How much is stored, and how much is left.
+
+use shared::database::answered;
+use shared::partition::Partition;
+use sqlx::postgres::PgPool;
+
+use crate::store::{Store, partition};
+
+/// How far every partition is stored.
+const STORED: &str = r#"SELECT "partition", "sequence" FROM "LogPartition""#;
+
+const UNCLEARED_COUNT: &str = r#"
+    SELECT count(*) FROM "ErasedSession" WHERE "clearedSequence" < "lastSequence" "#;
+
+const DEAD_LETTER_COUNT: &str = r#"SELECT count(*) FROM "DeadLetter""#;
+
+impl Store {
+    /// How far every partition is stored, whoever owns it.
+    pub async fn stored_sequences(&self) -> sqlx::Result<Vec<(Partition, u64)>> {
+        stored_sequences(&self.pool).await
+    }
+
+    /// Erased sessions of which the log may still hold something.
+    pub async fn uncleared_count(&self) -> sqlx::Result<i64> {
+        answered(sqlx::query_scalar(UNCLEARED_COUNT).fetch_one(&self.pool)).await
+    }
+
+    /// How many dead letters there are.
+    pub async fn dead_letter_count(&self) -> sqlx::Result<i64> {
+        answered(sqlx::query_scalar(DEAD_LETTER_COUNT).fetch_one(&self.pool)).await
+    }
+}
+
+/// How far every partition is stored, whoever owns it.
+pub async fn stored_sequences(pool: &PgPool) -> sqlx::Result<Vec<(Partition, u64)>> {
+    let rows: Vec<(i16, i64)> = answered(sqlx::query_as(STORED).fetch_all(pool)).await?;
+    let stored = |(number, sequence): (i16, i64)| (partition(number), sequence.cast_unsigned());
+    Ok(rows.into_iter().map(stored).collect())
+}
