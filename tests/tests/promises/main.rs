@@ -38,7 +38,6 @@ mod outages;
 mod ownership;
 mod plans;
 mod progress;
-
 mod resume;
 mod rights;
 mod roles;
@@ -50,3 +49,15 @@ mod strangers;
 mod systemd;
 mod to_cluster;
 mod up;
+
+/// A file that nobody names is not compiled, and its tests are not missed.
+#[test]
+fn every_file_beside_this_one_is_a_module_of_it() {
+    let folder = tests::workspace().join("tests/tests/promises");
+    let declared = include_str!("main.rs");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        assert!(name == "main" || declared.contains(&format!("\nmod {name};\n")), "{name}");
+    }
+}
