@@ -56,13 +56,13 @@ impl Ownership {
             return self.give_up().await;
         }
         match self.store.share().await {
-            Ok(leases) => self.take(leases).await,
+            Ok(leases) => self.apply(leases).await,
             // Still the owner for all we know: the commit will tell.
             Err(error) => tracing::warn!(%error, "the leases cannot be renewed"),
         }
     }
 
-    async fn take(&self, leases: Leases) {
+    async fn apply(&self, leases: Leases) {
         let Leases { owned, released } = leases;
         self.owned.send_if_modified(|before| {
             let changed = *before != owned;

@@ -91,7 +91,7 @@ impl LogReader {
             let Some(found) = log.first_record(subjects::ALL_REQUESTS, next).await? else { break };
             next = found.sequence + 1;
             let at = || Ok((found.sequence, found.time));
-            bytes += self.take(&found.subject, &found.payload, at, &mut records)?;
+            bytes += self.read(&found.subject, &found.payload, at, &mut records)?;
         }
         self.source = Source::Ahead { records, next, log, inbox };
         Ok(())
@@ -148,12 +148,12 @@ impl LogReader {
         records: &mut Vec<LogRecord>,
     ) -> Result<usize, async_nats::Error> {
         let at = || message.info().map(|info| (info.stream_sequence, info.published));
-        self.take(&message.subject, &message.payload, at, records)
+        self.read(&message.subject, &message.payload, at, records)
     }
 
     /// Adds a record unless it is another worker's or was read before; returns its bytes. Where it stands is
     /// looked at only if it may be wanted.
-    fn take(
+    fn read(
         &mut self,
         subject: &str,
         payload: &Bytes,

@@ -148,7 +148,7 @@ impl Limits {
             return Ok(None);
         }
         let address = network(address);
-        self.lock().get(address, &self.settings).take(self.settings.sockets_per_address)?;
+        self.lock().get(address, &self.settings).open_socket(self.settings.sockets_per_address)?;
         let messages = limiter(self.settings.messages);
         // At the rate of messages: a socket that is refused all the time is cut off in the end.
         let refused = limiter(self.settings.messages.allow_burst(REFUSED_MAX));
@@ -162,7 +162,7 @@ impl Limits {
         }
         let mut addresses = self.lock();
         let known = addresses.get(network(address), &self.settings);
-        take(&known.http_messages, "too many messages from this address")
+        check(&known.http_messages, "too many messages from this address")
     }
 
     /// Takes a read over HTTP from this address.
@@ -172,7 +172,7 @@ impl Limits {
         }
         let mut addresses = self.lock();
         let known = addresses.get(network(address), &self.settings);
-        take(&known.http_reads, "too many reads from this address")
+        check(&known.http_reads, "too many reads from this address")
     }
 
     /// Whether a socket that is in so many rooms may join one more.
@@ -213,11 +213,11 @@ impl Addresses {
 
 impl Address {
     /// Takes a connection. One that finds no place is not counted as made: who waits for one spoils nothing.
-    fn take(&mut self, most: u32) -> Result<(), ClientError> {
+    fn open_socket(&mut self, most: u32) -> Result<(), ClientError> {
         let now = Instant::now();
         self.held_until.retain(|end| *end > now);
         if self.open + self.held_until.len() < most as usize {
-            take(&self.handshakes, "too many new connections from this address")?;
+            check(&self.handshakes, "too many new connections from this address")?;
             self.open += 1;
             return Ok(());
         }
@@ -252,7 +252,7 @@ impl SocketSlot {
     pub fn new_session(&self) -> Result<(), ClientError> {
         let addresses = self.limits.lock();
         let Some(known) = addresses.known.get(&self.address) else { return Ok(()) };
-        take(&known.new_sessions, "too many new sessions from this address")
+        check(&known.new_sessions, "too many new sessions from this address")
     }
 }
 
@@ -275,7 +275,7 @@ fn limiter(quota: Quota) -> Limiter {
     RateLimiter::direct_with_clock(quota, MonotonicClock)
 }
 
-fn take(limiter: &Limiter, too_many: &'static str) -> Result<(), ClientError> {
+fn check(limiter: &Limiter, too_many: &'static str) -> Result<(), ClientError> {
     limiter.check().map_err(|not_until| {
         let wait = not_until.wait_time_from(MonotonicClock.now());
         ClientError::rate_limited(too_many, wait)

@@ -11,7 +11,8 @@ use sqlx::postgres::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::db::rows::{
-    Cursor, LAST_CHARS, ListedSession, MessageOf, Offset, SessionMessage, Snapshot, StoredMessage,
+    Cursor, LAST_CHARS, ListedSession, MessageOf, Offset, SessionMessage, Snapshot, Storage,
+    StoredMessage,
 };
 
 /// What Postgres lists connections of gateways as.
@@ -216,16 +217,16 @@ pub struct History {
     pool: PgPool,
     /// One connection for what delivery missed: rooms must not wait for those who come back.
     delivery: PgPool,
-    turns: Arc<Semaphore>,
+    read_permits: Arc<Semaphore>,
 }
 
 impl History {
     /// Prepares the connections; connects when first used.
     pub fn connect(database: &Database) -> Self {
         let connections = database.connection_limit.unwrap_or(CONNECTIONS).max(1);
-        let turns = Arc::new(Semaphore::new((connections / 2).max(1) as usize));
+        let read_permits = Arc::new(Semaphore::new((connections / 2).max(1) as usize));
         let pool = |connections| database::pool(database, APPLICATION, connections, &[]);
-        Self { pool: pool(connections), delivery: pool(1), turns }
+        Self { pool: pool(connections), delivery: pool(1), read_permits }
     }
 
     /// The connections that all share, to be counted.
@@ -251,12 +252,16 @@ impl History {
         answered(sqlx::query_scalar(SCHEMA_VERSION).fetch_one(&self.pool)).await
     }
 
-    /// Whether a session is stored, and whether it was erased.
-    pub async fn session_exists(&self, session: SessionId) -> sqlx::Result<(bool, bool)> {
+    /// Whether a session is stored, or was erased.
+    pub async fn storage_of(&self, session: SessionId) -> sqlx::Result<Storage> {
         let query = sqlx::query_as(SESSION_EXISTS)
             .bind(session.to_string())
             .bind(session.digest().as_bytes().to_vec());
-        answered(query.fetch_one(&self.pool)).await
+        Ok(match answered(query.fetch_one(&self.pool)).await? {
+            (_, true) => Storage::Erased,
+            (true, false) => Storage::Stored,
+            (false, false) => Storage::Missing,
+        })
     }
 
     /// A session, if it is stored. An adopter's may have any text as its id.
@@ -321,9 +326,9 @@ impl History {
 
     /// Waits for leave to read much. Whoever reads without a limit asks before each statement, and
     /// all of them together never take every connection.
-    pub async fn turn(&self) -> sqlx::Result<OwnedSemaphorePermit> {
-        let turn = Arc::clone(&self.turns).acquire_owned();
-        answered(async { turn.await.map_err(|_| sqlx::Error::PoolClosed) }).await
+    pub async fn read_permit(&self) -> sqlx::Result<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.read_permits).acquire_owned();
+        answered(async { permit.await.map_err(|_| sqlx::Error::PoolClosed) }).await
     }
 
     /// At most `limit` messages of a session from the one with this id on, or from the first if that

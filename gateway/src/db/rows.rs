@@ -16,6 +16,17 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 pub const LAST_CHARS: usize = 50;
 const NANOS_PER_MILLI: i128 = 1_000_000;
 
+/// What Postgres has of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// Its row.
+    Stored,
+    /// Nothing but that it was erased.
+    Erased,
+    /// Nothing.
+    Missing,
+}
+
 /// A message as it is stored.
 #[derive(Debug, sqlx::FromRow)]
 #[sqlx(rename_all = "camelCase")]

@@ -140,7 +140,7 @@ impl Inboxes {
     ) {
         let failed: Vec<_> = {
             let mut members = self.lock();
-            let fails = |member: &mut Member| wants(member) && !member.take(event, data);
+            let fails = |member: &mut Member| wants(member) && !member.emit(event, data);
             let failed = members.extract_if(.., fails).collect();
             self.revision.set_inboxes(members.len());
             failed
@@ -165,7 +165,7 @@ impl Member {
     }
 
     /// `false` if the socket takes no more.
-    fn take<T: Serialize + ?Sized>(&self, event: &str, data: &T) -> bool {
+    fn emit<T: Serialize + ?Sized>(&self, event: &str, data: &T) -> bool {
         // A socket that is closed is removed by itself.
         self.socket.emit(event, data).is_ok() || !self.socket.connected()
     }

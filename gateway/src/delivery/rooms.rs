@@ -160,7 +160,7 @@ impl Rooms {
             return false;
         }
         let held = std::mem::take(&mut resuming.held);
-        let kept = held.into_iter().all(|saved| member.take(&saved));
+        let kept = held.into_iter().all(|saved| member.give(&saved));
         drop(rooms);
         if !kept {
             disconnect(socket);
@@ -172,7 +172,7 @@ impl Rooms {
     pub fn emit(&self, session: SessionId, saved: &Saved) -> bool {
         let mut failed = Vec::new();
         match self.lock().get_mut(&session) {
-            Some(members) => failed.extend(members.extract_if(.., |member| !member.take(saved))),
+            Some(members) => failed.extend(members.extract_if(.., |member| !member.give(saved))),
             None => return false,
         }
         // Not under the lock: what closes a socket takes it out of its rooms.
@@ -228,7 +228,7 @@ fn member<'a>(
 
 impl Member {
     /// Emits a message, or holds it back; `false` if the socket takes no more.
-    fn take(&mut self, saved: &Saved) -> bool {
+    fn give(&mut self, saved: &Saved) -> bool {
         match self.resuming.as_deref_mut() {
             Some(Resuming { unanswered: 1.., held, .. }) => {
                 held.push(saved.clone());

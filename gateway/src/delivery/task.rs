@@ -159,10 +159,10 @@ impl Delivery {
         let message = session.and_then(|session| {
             Some((session, Saved::read(&message.payload, announcement.position)?))
         });
-        self.take(Heard { partition, announcement, message });
+        self.emit_or_recover(Heard { partition, announcement, message });
     }
 
-    fn take(&mut self, heard: Heard) {
+    fn emit_or_recover(&mut self, heard: Heard) {
         if let Some(behind) = self.behind.get_mut(&heard.partition) {
             behind.wait(heard);
         } else if !self.emit_next(&heard) {

@@ -43,7 +43,7 @@ struct Pages {
 
 impl Pages {
     async fn next(&mut self) -> sqlx::Result<Option<Page>> {
-        let _turn = self.history.turn().await?;
+        let _permit = self.history.read_permit().await?;
         let sessions = if self.ids.is_empty() { Some(self.sessions().await?) } else { None };
         if self.ids.is_empty() {
             return Ok(None);

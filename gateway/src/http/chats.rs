@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderName, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use shared::ids::SessionId;
 
@@ -70,8 +70,11 @@ pub async fn messages(
     let start = seq("after", after.as_deref()).await?.map_or(0, |seq| seq + 1);
     let end = seq("before", before.as_deref()).await?.unwrap_or(i64::MAX);
     if let Some(limit) = limit {
-        let backwards = after.is_none() && before.is_some();
-        return page(&gateway.history, &session, start..end, limit, (backwards, before)).await;
+        let direction = match before {
+            Some(_) if after.is_none() => Direction::Backward,
+            before => Direction::Forward { before },
+        };
+        return page(&gateway.history, &session, start..end, limit, &direction).await;
     }
     OneChat::new(&gateway.history, session, start..end).answer().await
 }
@@ -122,42 +125,36 @@ async fn seq_of(
     seq.map(Some).ok_or_else(|| pagination::wrong(name, "the session has no message with this id"))
 }
 
+/// Which way pages follow each other.
+enum Direction {
+    /// To what was said later, up to a message if one is named.
+    Forward { before: Option<String> },
+    /// To what was said before.
+    Backward,
+}
+
 /// One page: of the messages with these `seq`s the first, or the last.
 async fn page(
     history: &History,
     session: &str,
     seqs: Range<i64>,
     limit: u16,
-    (backwards, before): (bool, Option<String>),
+    direction: &Direction,
 ) -> Result<Response, Problem> {
-    let mut messages = if session.contains('\0') || seqs.is_empty() {
-        Vec::new()
-    } else {
-        let _turn = history.turn().await?;
-        // One more tells whether there is a next page.
-        if backwards {
-            history.last_messages(session, seqs, limit + 1).await?
-        } else {
-            history.messages(session, seqs, limit + 1).await?
+    // One more tells whether there is a next page.
+    let mut messages = read_page(history, session, seqs, limit + 1, direction).await?;
+    let more = messages.len() > usize::from(limit);
+    let last = match direction {
+        Direction::Forward { .. } => {
+            messages.truncate(limit.into());
+            messages.last()
+        }
+        Direction::Backward => {
+            messages.drain(..usize::from(more));
+            messages.first()
         }
     };
-    let more = messages.len() > usize::from(limit);
-    if more {
-        messages.remove(if backwards { 0 } else { usize::from(limit) });
-    }
-    let last = if backwards { messages.first() } else { messages.last() };
-    let link = last.filter(|_| more).map(|last| {
-        let limit = limit.to_string();
-        let mut query = vec![("limit", limit.as_str())];
-        match before.as_deref() {
-            _ if backwards => query.push(("before", &last.id)),
-            before => {
-                query.push(("after", &last.id));
-                query.extend(before.map(|before| ("before", before)));
-            }
-        }
-        pagination::next(&format!("/api/chats/{}", pagination::encoded(session)), &query)
-    });
+    let link = last.filter(|_| more).map(|last| link(session, limit, direction, last));
     let seqs = messages.first().zip(messages.last()).map_or(0..0, |(a, z)| a.seq..z.seq + 1);
     if fitting(messages.iter(), CHUNK_BYTES) < messages.len() {
         // Too much to wait for a client as a whole.
@@ -173,6 +170,42 @@ async fn page(
     }
     json.push(b']');
     Ok(([(header::CONTENT_TYPE, JSON)], link, json).into_response())
+}
+
+async fn read_page(
+    history: &History,
+    session: &str,
+    seqs: Range<i64>,
+    limit: u16,
+    direction: &Direction,
+) -> sqlx::Result<Vec<StoredMessage>> {
+    if session.contains('\0') || seqs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let _permit = history.read_permit().await?;
+    match direction {
+        Direction::Forward { .. } => history.messages(session, seqs, limit).await,
+        Direction::Backward => history.last_messages(session, seqs, limit).await,
+    }
+}
+
+/// Names the page behind this message.
+fn link(
+    session: &str,
+    limit: u16,
+    direction: &Direction,
+    last: &StoredMessage,
+) -> [(HeaderName, String); 1] {
+    let limit = limit.to_string();
+    let mut query = vec![("limit", limit.as_str())];
+    match direction {
+        Direction::Forward { before } => {
+            query.push(("after", &last.id));
+            query.extend(before.as_deref().map(|before| ("before", before)));
+        }
+        Direction::Backward => query.push(("before", &last.id)),
+    }
+    pagination::next(&format!("/api/chats/{}", pagination::encoded(session)), &query)
 }
 
 /// Whether two hexadecimal digits follow every `%`, as Express demands; the router takes anything.
@@ -256,7 +289,7 @@ impl OneChat {
         if self.session.contains('\0') {
             return Ok((Vec::new(), true));
         }
-        let _turn = self.history.turn().await?;
+        let _permit = self.history.read_permit().await?;
         let seqs = self.start..self.end;
         let mut page = self.history.messages(&self.session, seqs, self.size.asked).await?;
         let is_last = self.size.fit(&mut page, room, |message| message);

@@ -27,8 +27,8 @@ struct Accepted<'a> {
     status: &'static str,
 }
 
-/// Takes an erasure; it is in the log when this one's answer comes.
-pub async fn take(
+/// Asks for an erasure; it is in the log when this one's answer comes.
+pub async fn erase(
     State(gateway): State<Arc<Gateway>>,
     path: Result<Path<String>, PathRejection>,
     uri: Uri,

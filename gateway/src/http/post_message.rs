@@ -38,8 +38,8 @@ struct Payload {
     is_ai: bool,
 }
 
-/// Takes an answer; it is in the log when this one's answer comes.
-pub async fn take(
+/// Posts a message; it is in the log when this one's answer comes.
+pub async fn post(
     State(gateway): State<Arc<Gateway>>,
     Extension(caller): Extension<Caller>,
     path: Result<Path<String>, PathRejection>,

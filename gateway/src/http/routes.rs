@@ -42,7 +42,7 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
         .route("/api/chats/{session_id}", get(chats::messages).route_layer(may(Action::ReadChat)))
         .route(
             "/api/chats/{session_id}",
-            delete(erase_session::take).route_layer(may(Action::EraseChat)),
+            delete(erase_session::erase).route_layer(may(Action::EraseChat)),
         )
         .route(
             "/api/chats/{session_id}/export",
@@ -50,7 +50,7 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
         )
         .route(
             "/api/chats/{session_id}/messages",
-            post(post_message::take).route_layer(may(Action::PostMessage)),
+            post(post_message::post).route_layer(may(Action::PostMessage)),
         )
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page))

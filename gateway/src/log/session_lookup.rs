@@ -14,6 +14,7 @@ use shared::record::Record;
 use shared::subjects;
 
 use crate::db::history::History;
+use crate::db::rows::Storage;
 
 /// Sessions remembered. One takes about 100 bytes; a session that was forgotten is looked up again.
 const REMEMBERED: u64 = 100_000;
@@ -121,10 +122,10 @@ impl SessionLookup {
     }
 
     async fn in_postgres(&self, session: SessionId) -> Found {
-        match tokio::time::timeout(LOOKUP_TIMEOUT, self.history.session_exists(session)).await {
-            Ok(Ok((_, true))) => Found::Erased,
-            Ok(Ok((true, false))) => Found::Exists,
-            Ok(Ok((false, false))) => Found::Nothing,
+        match tokio::time::timeout(LOOKUP_TIMEOUT, self.history.storage_of(session)).await {
+            Ok(Ok(Storage::Erased)) => Found::Erased,
+            Ok(Ok(Storage::Stored)) => Found::Exists,
+            Ok(Ok(Storage::Missing)) => Found::Nothing,
             Ok(Err(_)) | Err(_) => Found::NoAnswer,
         }
     }

@@ -46,11 +46,11 @@ impl ConnectionSlots {
     }
 
     /// A place for a connection of this peer.
-    pub fn take(self: &Arc<Self>, peer: IpAddr) -> Result<ConnectionSlot, Full> {
-        self.take_of(peer, room())
+    pub fn open(self: &Arc<Self>, peer: IpAddr) -> Result<ConnectionSlot, Full> {
+        self.open_of(peer, room())
     }
 
-    fn take_of(self: &Arc<Self>, peer: IpAddr, room: usize) -> Result<ConnectionSlot, Full> {
+    fn open_of(self: &Arc<Self>, peer: IpAddr, room: usize) -> Result<ConnectionSlot, Full> {
         let counted = self.per_peer.filter(|_| !self.trusted.trust(peer.to_canonical()));
         let peer = counted.map(|_| limits::network(peer));
         let mut held = self.lock();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     fn taken(slots: &Arc<ConnectionSlots>, from: &str, room: usize) -> Vec<ConnectionSlot> {
-        std::iter::from_fn(|| slots.take_of(peer(from), room).ok()).take(MANY).collect()
+        std::iter::from_fn(|| slots.open_of(peer(from), room).ok()).take(MANY).collect()
     }
 
     #[test]
@@ -126,9 +126,9 @@ mod tests {
         let slots = slots(Some(3));
         let first = taken(&slots, "192.0.2.1", MANY);
         assert_eq!(first.len(), 3);
-        assert_eq!(slots.take_of(peer("192.0.2.1"), MANY).err(), Some(Full::Peer));
-        assert_eq!(slots.take_of(peer("::ffff:192.0.2.1"), MANY).err(), Some(Full::Peer));
-        assert!(slots.take_of(peer("192.0.2.2"), MANY).is_ok());
+        assert_eq!(slots.open_of(peer("192.0.2.1"), MANY).err(), Some(Full::Peer));
+        assert_eq!(slots.open_of(peer("::ffff:192.0.2.1"), MANY).err(), Some(Full::Peer));
+        assert!(slots.open_of(peer("192.0.2.2"), MANY).is_ok());
         drop(first);
         assert_eq!(taken(&slots, "192.0.2.1", MANY).len(), 3);
     }
@@ -144,9 +144,9 @@ mod tests {
     #[test]
     fn an_ipv6_peer_is_its_network() {
         let slots = slots(Some(1));
-        let _one = slots.take_of(peer("2001:db8:1:2::1"), MANY).ok().unwrap();
-        assert_eq!(slots.take_of(peer("2001:db8:1:2::2"), MANY).err(), Some(Full::Peer));
-        assert!(slots.take_of(peer("2001:db8:1:3::1"), MANY).is_ok());
+        let _one = slots.open_of(peer("2001:db8:1:2::1"), MANY).ok().unwrap();
+        assert_eq!(slots.open_of(peer("2001:db8:1:2::2"), MANY).err(), Some(Full::Peer));
+        assert!(slots.open_of(peer("2001:db8:1:3::1"), MANY).is_ok());
     }
 
     #[test]
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(of_one.len(), 20);
         let of_others = taken(&slots, "192.0.2.2", 40);
         assert_eq!(of_others.len(), 20);
-        assert_eq!(slots.take_of(peer("192.0.2.3"), 40).err(), Some(Full::Files));
+        assert_eq!(slots.open_of(peer("192.0.2.3"), 40).err(), Some(Full::Files));
     }
 
     #[test]

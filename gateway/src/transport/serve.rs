@@ -157,7 +157,7 @@ impl Server {
     async fn accept(self, listener: Arc<TcpListener>) {
         while let Some(accepted) = self.stop.run_until_cancelled(listener.accept()).await {
             match accepted {
-                Ok((stream, peer)) => match self.bounds.slots.take(peer.ip()) {
+                Ok((stream, peer)) => match self.bounds.slots.open(peer.ip()) {
                     Ok(slot) => {
                         self.connections.spawn(self.clone().serve_connection(stream, peer, slot));
                     }

@@ -41,7 +41,7 @@ pub enum Command {
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
     let store = OperatorStore::connect(&config.database);
     match command {

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use gateway::db::history::{History, STRETCH};
-use gateway::db::rows::Cursor;
+use gateway::db::rows::{Cursor, Storage};
 use persister::batch::{self, LogPlace, LogRecord};
 use persister::store::Store;
 use persister::store::offsets::Fingerprint;
@@ -304,7 +304,7 @@ async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     assert!(!history.is_replica().await.unwrap());
     assert!(history.schema_version().await.unwrap().is_some());
     let (one, known) = (session(7), session(7).to_string());
-    assert_eq!(history.session_exists(one).await.unwrap(), (true, false));
+    assert_eq!(history.storage_of(one).await.unwrap(), Storage::Stored);
     assert!(history.session(&known).await.unwrap().is_some());
     assert!(history.extent(&known).await.unwrap().unwrap().count >= i64::try_from(LONG).unwrap());
     for seqs in [0..i64::MAX, 1_100_000..1_200_000] {
