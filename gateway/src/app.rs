@@ -18,6 +18,7 @@ use crate::inbox::lists::Lists;
 use crate::log::publisher::Publisher;
 use crate::log::session_lookup::SessionLookup;
 use crate::presence::active::Presence;
+use crate::transport::backlog::Backlogs;
 
 /// What every part of the gateway shares.
 pub struct Gateway {
@@ -45,6 +46,8 @@ pub struct Gateway {
     pub lists: Lists,
     /// The way of switches to all inboxes.
     pub ai_modes: AiModes,
+    /// What waits for sockets.
+    pub backlogs: Arc<Backlogs>,
     /// Answers that are under way.
     pub answers: TaskTracker,
     /// Once it is asked for, nothing new is begun.

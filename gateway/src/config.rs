@@ -18,6 +18,7 @@ use crate::access::rights::{Caller, Role};
 use crate::access::token::{Keys, PublicKeys, Secrets};
 use crate::error::ClientError;
 use crate::inbox::entry::Zone;
+use crate::transport::backlog::WaitingLimits;
 use crate::transport::http_limits::HttpLimits;
 use crate::transport::serve::Host;
 
@@ -148,6 +149,22 @@ pub const OWN: &[Setting] = &[
         help: "Most bytes of one Socket.IO packet; a larger one ends its connection",
     },
     Setting {
+        name: "WAITING_BYTES_PER_SOCKET",
+        default: "4194304",
+        help: "Most bytes that wait for one socket, in memory, until it reads them; one answer of any size comes on \
+               top. A socket for which more waits ends",
+    },
+    Setting {
+        name: "WAITING_BYTES_PER_ADDRESS",
+        default: "67108864",
+        help: "Most bytes that wait for all sockets of one client address; beyond that the largest ends",
+    },
+    Setting {
+        name: "WAITING_BYTES",
+        default: "268435456",
+        help: "Most bytes that wait for all sockets; beyond that the largest ends",
+    },
+    Setting {
         name: "MAX_HEADER_BYTES",
         default: "16384",
         help: "Most bytes of the headers of an HTTP request",
@@ -201,6 +218,8 @@ pub struct Config {
     pub trusted_proxies: Arc<TrustedProxies>,
     /// Who may do how much.
     pub limits: LimitSettings,
+    /// What may wait for sockets.
+    pub waiting: WaitingLimits,
     /// Bounds of HTTP connections.
     pub http: HttpLimits,
     /// Most Unicode scalar values of a message.
@@ -296,6 +315,7 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
         trusted_proxies: settings.optional("TRUSTED_PROXIES").map(Arc::new).unwrap_or_default(),
         limits: LimitSettings::read(&mut settings),
         http: HttpLimits::read(&mut settings),
+        waiting: WaitingLimits::read(&mut settings),
         max_content_chars: settings.number("MAX_CONTENT_CHARS", 1..=CONTENT_CHARS_MAX),
         max_payload_bytes: settings
             .number("MAX_PAYLOAD_BYTES", PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX),

@@ -37,6 +37,9 @@ pub struct Metrics {
     pub slow_bodies: Counter,
     /// Connections whose client read too slowly.
     pub slow_readers: Counter,
+    /// What waits for sockets.
+    pub waiting_bytes: Gauge,
+    overfull_sockets: Labelled<Counter>,
     /// Sessions with a socket here.
     pub rooms: Gauge,
     /// New sessions.
@@ -73,6 +76,34 @@ impl Full {
     }
 }
 
+/// Why a socket is ended for which too much waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overfull {
+    /// More than one socket may have.
+    Socket,
+    /// It is the largest of an address that has more than it may.
+    Address,
+    /// It is the largest of all, which are more than all may be.
+    All,
+    /// It takes nothing.
+    Untaken,
+}
+
+impl Overfull {
+    /// Every reason.
+    pub const ALL: [Self; 4] = [Self::Socket, Self::Address, Self::All, Self::Untaken];
+
+    /// The reason as the metric's label has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Socket => "socket",
+            Self::Address => "address",
+            Self::All => "all",
+            Self::Untaken => "untaken",
+        }
+    }
+}
+
 impl Metrics {
     fn new() -> Self {
         let mut all = Catalogue::new("chat_gateway", env!("CARGO_PKG_VERSION"));
@@ -105,6 +136,12 @@ impl Metrics {
                 "slow_readers",
                 "Connections that ended because their client read below the least rate",
             ),
+            waiting_bytes: all.add("waiting_bytes", "Bytes that wait for sockets in this process"),
+            overfull_sockets: all.add(
+                "overfull_sockets",
+                "Sockets that ended because too much waited for them, by the bound: theirs, that of their address or \
+                 of all, or they took nothing",
+            ),
             rooms: all.add("rooms", "Sessions that a connected socket is in"),
             sessions_opened: all.add("sessions_opened", "Sessions that were opened"),
             sessions_resumed: all.add("sessions_resumed", "Times that a client came back to a session"),
@@ -121,6 +158,9 @@ impl Metrics {
         for reason in Full::ALL {
             drop(metrics.refused_connections.get_or_create(&[("reason", reason.as_str().into())]));
         }
+        for reason in Overfull::ALL {
+            drop(metrics.overfull_sockets.get_or_create(&[("bound", reason.as_str().into())]));
+        }
         metrics
     }
 
@@ -132,6 +172,11 @@ impl Metrics {
     /// A connection was closed at once.
     pub fn refuse_connection(&self, reason: Full) {
         self.refused_connections.get_or_create(&[("reason", reason.as_str().into())]).inc();
+    }
+
+    /// A socket is ended.
+    pub fn overfull(&self, why: Overfull) {
+        self.overfull_sockets.get_or_create(&[("bound", why.as_str().into())]).inc();
     }
 
     /// All of them in Prometheus' text format.

@@ -30,7 +30,9 @@ use crate::log::session_lookup::SessionLookup;
 use crate::presence::active::Presence;
 use crate::presence::list_revision::ListRevision;
 use crate::presence::peers::Peers;
+use crate::transport::backlog::Backlogs;
 use crate::transport::connection_slots::ConnectionSlots;
+use crate::transport::disconnect::disconnect;
 use crate::transport::serve::{self, Bounds};
 
 /// Longest wait for the answers to what clients asked before the stop; each has a bound of its own
@@ -119,6 +121,8 @@ async fn start(
     tasks.spawn("the watch over the progress", progress.run(delivering.clone()));
     tasks.spawn("the delivery", delivery.run(delivering.clone()));
     listen(&mut tasks, &gateway, nats, &delivering);
+    let backlogs = Arc::clone(&gateway.backlogs);
+    tasks.spawn("the watch over what waits", backlogs.run(disconnect, delivering.clone()));
     tasks.spawn("what makes lists", lists.run(delivering.clone()));
     tasks.spawn("the exchange with other gateways", peers.run(delivering.clone()));
     let (router, io) = routes::router(&gateway, services.readiness.clone());
@@ -165,6 +169,7 @@ fn assemble(
         inboxes,
         lists,
         ai_modes: AiModes::new(nats),
+        backlogs: Backlogs::new(config.waiting),
         answers: TaskTracker::new(),
         stop: stop.clone(),
         config,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use shared::ids::SessionId;
 use shared::message::Sender;
 use socketioxide::extract::SocketRef;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::delivery::rooms::Saved;
 use crate::presence::list_revision::ListRevision;
+use crate::transport::backlog;
 use crate::transport::disconnect::disconnect;
 
 /// Lists come at most this often to an inbox.
@@ -98,6 +99,11 @@ impl Inboxes {
         let now = Instant::now();
         self.emit_if(event, list, |member| {
             let due = member.due_at(revision).is_some_and(|due| due <= now);
+            if due && !backlog::of(&member.socket).is_none_or(|backlog| backlog.has_room()) {
+                // It has not read the last one, and is looked at again as if it had been given this one.
+                member.given = member.given.map(|(_, known)| (now, known));
+                return false;
+            }
             if due {
                 member.given = Some((now, revision));
             }
@@ -138,9 +144,10 @@ impl Inboxes {
         data: &T,
         wants: impl Fn(&mut Member) -> bool,
     ) {
+        let Ok(data) = to_raw_value(data) else { return };
         let failed: Vec<_> = {
             let mut members = self.lock();
-            let fails = |member: &mut Member| wants(member) && !member.emit(event, data);
+            let fails = |member: &mut Member| wants(member) && !member.emit(event, &data);
             let failed = members.extract_if(.., fails).collect();
             self.revision.set_inboxes(members.len());
             failed
@@ -165,8 +172,10 @@ impl Member {
     }
 
     /// `false` if the socket takes no more.
-    fn emit<T: Serialize + ?Sized>(&self, event: &str, data: &T) -> bool {
+    fn emit(&self, event: &str, data: &RawValue) -> bool {
+        let taken =
+            backlog::takes(&self.socket, data.get().len()) && self.socket.emit(event, data).is_ok();
         // A socket that is closed is removed by itself.
-        self.socket.emit(event, data).is_ok() || !self.socket.connected()
+        taken || !self.socket.connected()
     }
 }

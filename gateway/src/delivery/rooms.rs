@@ -13,6 +13,7 @@ use shared::ids::SessionId;
 use socketioxide::extract::SocketRef;
 
 use crate::metrics::METRICS;
+use crate::transport::backlog;
 use crate::transport::disconnect::disconnect;
 
 /// The event that carries a saved message.
@@ -240,7 +241,9 @@ impl Member {
             None => {}
         }
         METRICS.emits.inc();
+        let taken = backlog::takes(&self.socket, saved.json.get().len())
+            && self.socket.emit(MESSAGE, &*saved.json).is_ok();
         // A socket that is closed leaves its rooms by itself.
-        self.socket.emit(MESSAGE, &*saved.json).is_ok() || !self.socket.connected()
+        taken || !self.socket.connected()
     }
 }

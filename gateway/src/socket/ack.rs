@@ -1,12 +1,14 @@
 //! How one event is answered: by its ack, by an event to the client alone, or with an error.
 
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use socketioxide::extract::{AckSender, SocketRef};
 use socketioxide::{SendError, SocketError};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::ClientError;
 use crate::metrics::METRICS;
+use crate::transport::backlog;
 use crate::transport::disconnect::disconnect;
 
 /// How one event is answered.
@@ -38,8 +40,11 @@ impl Ack {
 
     /// Answers, if the client waits for it.
     pub fn send<T: Serialize>(self, answer: &T) {
+        if !self.wanted {
+            return;
+        }
         let Self { socket, sender, .. } = self;
-        check(&socket, sender.send(answer));
+        give(&socket, answer, |json| sender.send(json));
     }
 
     /// Answers with an error, if the client waits for it.
@@ -62,18 +67,25 @@ impl Ack {
 
     /// Emits an event to the client alone.
     pub fn emit<T: Serialize + ?Sized>(&self, event: &str, data: &T) {
-        check(&self.socket, self.socket.emit(event, data));
+        give(&self.socket, data, |json| self.socket.emit(event, json));
     }
 }
 
-/// A client that cannot take an answer must come back, or it would wait for it.
-fn check(socket: &SocketRef, sent: Result<(), SendError>) {
-    match sent {
-        Ok(()) | Err(SendError::Socket(SocketError::Closed)) => {}
-        Err(error) => {
-            tracing::warn!(socket = %socket.id, %error, "a client takes no answers, cutting it off");
-            METRICS.ack_failures.inc();
-            disconnect(socket);
-        }
-    }
+/// Gives a client something. One that cannot take it must come back, or it would wait for it.
+fn give<T: Serialize + ?Sized>(
+    socket: &SocketRef,
+    data: &T,
+    send: impl FnOnce(&RawValue) -> Result<(), SendError>,
+) {
+    let error = match to_raw_value(data) {
+        Ok(json) if !backlog::takes(socket, json.get().len()) => "too much waits for it".to_owned(),
+        Ok(json) => match send(&json) {
+            Ok(()) | Err(SendError::Socket(SocketError::Closed)) => return,
+            Err(error) => error.to_string(),
+        },
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(socket = %socket.id, error, "a client takes no answers, cutting it off");
+    METRICS.ack_failures.inc();
+    disconnect(socket);
 }

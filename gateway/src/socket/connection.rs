@@ -13,6 +13,7 @@ use crate::delivery::rooms::Rooms;
 use crate::error::ClientError;
 use crate::metrics::METRICS;
 use crate::socket::lane::Lane;
+use crate::transport::backlog::Backlog;
 use crate::transport::disconnect::{self, disconnect};
 
 /// Sends that wait at a time: twice what the busiest honest client was seen to emit at once.
@@ -34,6 +35,8 @@ pub struct Connection {
     pub sends: Arc<Lane>,
     /// Joins and reads: a slow one never holds up a send.
     pub reads: Arc<Lane>,
+    /// What waits for the socket.
+    pub backlog: Arc<Backlog>,
     joined: Mutex<Joined>,
 }
 
@@ -54,13 +57,14 @@ struct Room {
 
 impl Connection {
     /// A connection that is in no room yet.
-    pub fn new(gateway: Arc<Gateway>, caller: Caller) -> Self {
+    pub fn new(gateway: Arc<Gateway>, caller: Caller, backlog: Arc<Backlog>) -> Self {
         METRICS.sockets.inc();
         Self {
             gateway,
             caller,
             sends: Arc::new(Lane::new(SENDS_MAX, SEND_BYTES_MAX)),
             reads: Arc::new(Lane::new(READS_MAX, READ_BYTES_MAX)),
+            backlog,
             joined: Mutex::default(),
         }
     }
@@ -176,6 +180,7 @@ impl Connection {
             self.gateway.rooms.leave(room.session, socket);
         }
         disconnect::forget(socket);
+        self.gateway.backlogs.remove(socket);
     }
 
     fn joined(&self) -> MutexGuard<'_, Joined> {

@@ -8,7 +8,8 @@ use socketioxide::SocketIo;
 use socketioxide::extract::{AckSender, SocketRef, TryData};
 use socketioxide::handler::ConnectHandler;
 
-use crate::access::limits::{Excess, SocketSlot};
+use crate::access::client_address;
+use crate::access::limits::{self, Excess, SocketSlot};
 use crate::app::Gateway;
 use crate::error::{ClientError, ErrorCode};
 use crate::socket::ack::Ack;
@@ -16,7 +17,7 @@ use crate::socket::connection::Connection;
 use crate::socket::handshake::{self, Handshake};
 use crate::socket::payload::RawEvent;
 use crate::socket::{inbox_events, init_session, send_message};
-use crate::transport::disconnect::disconnect;
+use crate::transport::disconnect::{self, disconnect};
 
 /// Serves the default namespace.
 pub fn register(io: &SocketIo, gateway: &Arc<Gateway>) {
@@ -40,7 +41,10 @@ pub fn register(io: &SocketIo, gateway: &Arc<Gateway>) {
 fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
     tracing::debug!(socket = %socket.id, "client connected");
     let caller = handshake::caller_of(socket, gateway);
-    let connection = Arc::new(Connection::new(Arc::clone(gateway), caller));
+    let network = client_address::address(socket.req_parts()).map(limits::network);
+    let backlog = gateway.backlogs.add(socket, network);
+    disconnect::follow(socket, &backlog);
+    let connection = Arc::new(Connection::new(Arc::clone(gateway), caller, backlog));
     let expiry = Connection::end_with_token(&connection, socket);
     let leaving = Arc::clone(&connection);
     socket.on_fallback(move |socket: SocketRef, event: RawEvent, sender: AckSender| {

@@ -218,6 +218,9 @@ fn push(connection: &Arc<Connection>, event: &RawEvent, ack: Ack, task: Task) {
 impl Waiting {
     async fn run(self) {
         let Self { connection, ack, task } = self;
+        if !connection.backlog.room().await {
+            return;
+        }
         match task {
             Task::List(wanted) => list(&connection, wanted, ack).await,
             Task::Messages { session, before } => {

@@ -21,7 +21,7 @@ use crate::metrics::METRICS;
 use crate::socket::ack::Ack;
 use crate::socket::connection::Connection;
 use crate::socket::handshake;
-use crate::socket::payload::RawEvent;
+use crate::socket::payload::{RawEvent, echo};
 
 /// Longest wait, after a session is in the log, until it can be read over REST.
 const OPENED_TIMEOUT: Duration = Duration::from_secs(1);
@@ -65,7 +65,8 @@ struct NotJoined<'a> {
 
 impl NotJoined<'_> {
     fn tell(self, ack: Ack) {
-        ack.refuse_with(self.error, &self);
+        let told = Self { session_id: self.session_id.map(echo), ..self };
+        ack.refuse_with(told.error, &told);
     }
 }
 
@@ -123,6 +124,9 @@ pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, ack: Ack)
 
 impl Waiting {
     async fn run(self) {
+        if !self.connection.backlog.room().await {
+            return;
+        }
         let Some(session) = self.session else { return self.open().await };
         match (self.connection.gateway.lookup.check(session).await, &self.after) {
             (Existence::Exists, Some(_)) => self.resume(session).await,

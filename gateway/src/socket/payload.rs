@@ -11,6 +11,15 @@ use socketioxide::handler::FromMessageParts;
 use socketioxide::socket::Socket;
 use socketioxide_core::Value;
 
+/// Most characters of a client's own words that come back in an error.
+const ECHO_CHARS_MAX: usize = 256;
+
+/// What of a client's own words comes back in an error: enough to know them by. They may be a megabyte that nobody
+/// could use, and would wait for the client once more.
+pub fn echo(words: &str) -> &str {
+    words.char_indices().nth(ECHO_CHARS_MAX).map_or(words, |(end, _)| &words[..end])
+}
+
 /// An event as it came: the JSON array of its name and its arguments.
 ///
 /// Extractors of the library drop what they cannot read, without an ack; here every event is
@@ -147,6 +156,15 @@ mod tests {
 
     fn event(text: &str) -> RawEvent {
         RawEvent { frame: Value::Str(text.to_owned().into(), None), wants_ack: false }
+    }
+
+    #[test]
+    fn an_echo_is_cut_between_characters_and_short_words_come_back_whole() {
+        assert_eq!([echo(""), echo("ключ")], ["", "ключ"]);
+        for word in ["x", "я", "😀"] {
+            assert_eq!(echo(&word.repeat(256)), word.repeat(256));
+            assert_eq!(echo(&word.repeat(1_000_000)), word.repeat(256));
+        }
     }
 
     #[test]

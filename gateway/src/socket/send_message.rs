@@ -15,7 +15,7 @@ use crate::log::accept_message::{self, Accepted};
 use crate::log::publisher::{Publisher, SendPermit};
 use crate::socket::ack::Ack;
 use crate::socket::connection::Connection;
-use crate::socket::payload::RawEvent;
+use crate::socket::payload::{RawEvent, echo};
 
 /// What a client sends.
 #[derive(Deserialize)]
@@ -172,8 +172,8 @@ impl Asked {
                 Sender::User => "user_message",
                 Sender::Admin => "admin_message",
             },
-            session_id: self.session_id.as_deref(),
-            client_offset: self.client_offset.as_deref(),
+            session_id: self.session_id.as_deref().map(echo),
+            client_offset: self.client_offset.as_deref().map(echo),
             error,
         };
         self.ack.refuse_by_event(error, "message_error", &message_error);

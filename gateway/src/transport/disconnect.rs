@@ -16,6 +16,7 @@ use socketioxide::extract::SocketRef;
 use socketioxide::socket::Sid;
 use tokio::net::TcpStream;
 
+use crate::transport::backlog::Backlog;
 use crate::transport::connection_slots::ConnectionSlot;
 
 /// The TCP connection of a request, among its extensions.
@@ -30,12 +31,26 @@ pub struct Line {
     _slot: ConnectionSlot,
     /// The socket that it was upgraded for; of one connection there is never a second.
     upgraded_for: OnceLock<(Sid, Wires)>,
+    /// What waits for the socket that it belongs to.
+    backlog: OnceLock<Arc<Backlog>>,
 }
 
 impl Line {
     /// A connection that was accepted.
     pub fn new(stream: TcpStream, slot: ConnectionSlot) -> Arc<Self> {
-        Arc::new(Self { stream, _slot: slot, upgraded_for: OnceLock::new() })
+        Arc::new(Self {
+            stream,
+            _slot: slot,
+            upgraded_for: OnceLock::new(),
+            backlog: OnceLock::new(),
+        })
+    }
+
+    /// So many bytes went out.
+    pub fn wrote(&self, bytes: usize) {
+        if let Some(backlog) = self.backlog.get() {
+            backlog.wrote(bytes);
+        }
     }
 }
 
@@ -56,6 +71,8 @@ struct Known {
     /// Connections that were upgraded to a websocket for a socket that had begun as polling: a client may open
     /// several, and the library alone knows which one became the socket's. They are forgotten as they end.
     upgraded: HashMap<Sid, Vec<Wire>>,
+    /// What waits for sockets that began as polling.
+    backlogs: HashMap<Sid, Arc<Backlog>>,
     /// Sockets whose polling is over.
     ended: HashSet<Sid>,
 }
@@ -87,10 +104,29 @@ pub fn disconnect(socket: &SocketRef) {
     }
 }
 
+/// A socket is connected: what its connections write is taken off what waits for it.
+pub fn follow(socket: &SocketRef, backlog: &Arc<Backlog>) {
+    let request = socket.req_parts();
+    let (Some(wire), Some(wires)) =
+        (request.extensions.get::<Wire>(), request.extensions.get::<Wires>())
+    else {
+        return;
+    };
+    if began_as_websocket(&request.uri) {
+        return wire.follow(backlog);
+    }
+    wires.lock().backlogs.insert(socket.id, Arc::clone(backlog));
+    for wire in wires.upgraded_for(socket.id) {
+        wire.follow(backlog);
+    }
+}
+
 /// A socket is gone.
 pub fn forget(socket: &SocketRef) {
     if let Some(wires) = socket.req_parts().extensions.get::<Wires>() {
-        wires.lock().ended.remove(&socket.id);
+        let mut known = wires.lock();
+        known.ended.remove(&socket.id);
+        known.backlogs.remove(&socket.id);
     }
 }
 
@@ -131,6 +167,15 @@ impl Wire {
         let Some(line) = self.0.upgrade() else { return };
         if line.upgraded_for.set((sid, wires.clone())).is_ok() {
             wires.lock().upgraded.entry(sid).or_default().push(self.clone());
+            if let Some(backlog) = wires.backlog_of(sid) {
+                self.follow(&backlog);
+            }
+        }
+    }
+
+    fn follow(&self, backlog: &Arc<Backlog>) {
+        if let Some(line) = self.0.upgrade() {
+            line.backlog.get_or_init(|| Arc::clone(backlog));
         }
     }
 }
@@ -145,6 +190,17 @@ impl Wires {
         // What cannot be the name of a socket, the library refuses by itself.
         let Some(sid) = named.and_then(|sid| sid.parse().ok()) else { return Ok(None) };
         if self.lock().ended.contains(&sid) { Err(Ended) } else { Ok(Some(sid)) }
+    }
+
+    /// An answer to a socket's polling has so many bytes.
+    pub fn polled(&self, sid: Sid, bytes: usize) {
+        if let Some(backlog) = self.backlog_of(sid) {
+            backlog.wrote(bytes);
+        }
+    }
+
+    fn backlog_of(&self, sid: Sid) -> Option<Arc<Backlog>> {
+        self.lock().backlogs.get(&sid).cloned()
     }
 
     /// Not held locked: who holds the last reference to a connection tells these when it is dropped.

@@ -1,5 +1,6 @@
 //! TCP connections and HTTP/1.1, with bounds.
 
+pub mod backlog;
 pub mod connection_slots;
 pub mod disconnect;
 pub mod http_limits;

@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::IntoResponse;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use shared::lifecycle::Stop;
 use socket2::SockRef;
@@ -192,12 +192,16 @@ impl Server {
                     let problem = Problem::new(StatusCode::BAD_REQUEST, "Session ID unknown");
                     return Ok(problem.into_response());
                 };
+                let polls = request.method() == Method::GET;
                 let request = request.map(|body| TimedBody::new(body, limits.least_rate));
                 let response = router.oneshot(request).await?;
-                if let Some(sid) = named
-                    && response.status() == StatusCode::SWITCHING_PROTOCOLS
-                {
-                    wire.upgraded(sid, &wires);
+                match (named, response.status()) {
+                    (Some(sid), StatusCode::SWITCHING_PROTOCOLS) => wire.upgraded(sid, &wires),
+                    (Some(sid), StatusCode::OK) if polls => {
+                        let bytes = response.body().size_hint().lower();
+                        wires.polled(sid, usize::try_from(bytes).unwrap_or(usize::MAX));
+                    }
+                    _ => {}
                 }
                 Ok::<_, Infallible>(response)
             }

@@ -135,8 +135,10 @@ impl Write for SharedStream {
             match self.line.stream.try_write_vectored(slices) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => {
-                    if let (Some(unread), Ok(taken)) = (&mut self.unread, &written) {
-                        unread.taken += *taken as u64;
+                    let taken = *written.as_ref().unwrap_or(&0);
+                    self.line.wrote(taken);
+                    if let Some(unread) = &mut self.unread {
+                        unread.taken += taken as u64;
                     }
                     return Poll::Ready(written);
                 }

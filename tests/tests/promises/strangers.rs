@@ -104,16 +104,23 @@ async fn text(socket: &mut Websocket) -> String {
     timeout(SOON, socket.next()).await.unwrap().unwrap().unwrap().into_text().unwrap().to_string()
 }
 
+/// The next packet that is no ping.
+async fn packet(socket: &mut Websocket) -> String {
+    loop {
+        let packet = text(socket).await;
+        if packet != "2" {
+            return packet;
+        }
+    }
+}
+
 /// A socket that begins as a websocket, and its sid.
 async fn direct(stack: &Stack) -> (Websocket, String) {
     let mut socket = websocket(stack, "").await;
     let open: Value = serde_json::from_str(&text(&mut socket).await[1..]).unwrap();
     send(&mut socket, "40").await;
-    let mut connected = text(&mut socket).await;
     // The first ping may come before.
-    if connected == "2" {
-        connected = text(&mut socket).await;
-    }
+    let connected = packet(&mut socket).await;
     assert!(connected.starts_with("40"), "{connected}");
     (socket, open["sid"].as_str().unwrap().to_owned())
 }
@@ -427,4 +434,175 @@ async fn histories_are_whole_however_long_their_messages_are() {
         let session = all.as_array().unwrap().iter().find(|one| one["sessionId"] == *session);
         assert_eq!(numbers(&session.unwrap()["messages"]), wanted);
     }
+}
+
+/// A polling client that polls only when it is told to.
+struct Poller {
+    http: reqwest::Client,
+    url: String,
+}
+
+impl Poller {
+    async fn open(stack: &Stack, from: Ipv4Addr) -> Self {
+        let http = reqwest::Client::builder().local_address(IpAddr::V4(from)).build().unwrap();
+        let url = stack.url("/socket.io/?EIO=4&transport=polling");
+        let open = http.get(&url).send().await.unwrap().text().await.unwrap();
+        let open: Value = serde_json::from_str(&open[1..]).unwrap();
+        let poller = Self { http, url: format!("{url}&sid={}", open["sid"].as_str().unwrap()) };
+        poller.post("40").await;
+        poller.heard("40{").await;
+        poller
+    }
+
+    /// It may be ended already.
+    async fn post(&self, packet: &str) {
+        self.http.post(&self.url).body(packet.to_owned()).send().await.ok();
+    }
+
+    async fn poll(&self) -> Option<String> {
+        let answer = self.http.get(&self.url).send().await.ok()?;
+        if answer.status() == 200 { answer.text().await.ok() } else { None }
+    }
+
+    /// Polls until something is heard; all that was heard until then.
+    async fn heard(&self, what: &str) -> String {
+        let mut heard = String::new();
+        let polling = async {
+            while !heard.contains(what) {
+                heard += &self.poll().await.expect("an answer");
+            }
+        };
+        timeout(SOON, polling).await.expect("in time");
+        heard
+    }
+
+    /// Comes back to a session as one who has nothing of it.
+    async fn resume(&self, ack: u32, session: &str) {
+        let asked = serde_json::json!(["init_session", { "sessionId": session, "after": "x" }]);
+        self.post(&format!("42{ack}{asked}")).await;
+    }
+}
+
+/// The sockets that were ended because too much waited for them, by the bound.
+async fn overfull(stack: &Stack, bound: &str) -> f64 {
+    metric(stack, &format!("chat_gateway_overfull_sockets_total{{bound=\"{bound}\"}}")).await
+}
+
+#[tokio::test]
+async fn answers_that_nobody_fetches_cost_little_and_end_their_socket() {
+    let stack = Stack::start().await;
+    let session = long_history(&stack, 500, 16_000).await;
+    let silent = Poller::open(&stack, STRANGER).await;
+    let before = stack.gateway(0).resident_bytes();
+    for ack in 0..180 {
+        silent.resume(ack, &session).await;
+    }
+    let mut most = 0;
+    eventually(6 * SOON, "it is ended", async || {
+        // It answers pings that it never heard.
+        silent.post("3").await;
+        most = most.max(stack.gateway(0).resident_bytes());
+        overfull(&stack, "untaken").await > 0.1
+    })
+    .await;
+    let grown = most.saturating_sub(before);
+    println!("{} KiB more", grown / 1024);
+    assert!(grown < MEMORY_MAX_BYTES, "{grown} bytes more");
+    assert_eq!(silent.poll().await, None, "it is gone");
+
+    // Who reads is given as much as it asks for.
+    let reader = Poller::open(&stack, NEIGHBOUR).await;
+    for ack in 0..5 {
+        reader.resume(ack, &session).await;
+        let heard = reader.heard(&format!("43{ack}[")).await;
+        assert!(heard.len() > 4_000_000, "{} bytes", heard.len());
+    }
+    assert!(overfull(&stack, "socket").await < 0.1);
+}
+
+#[tokio::test]
+async fn what_waits_for_the_sockets_of_an_address_is_bounded_and_disturbs_no_other() {
+    const SOCKETS: usize = 12;
+    let stack = Stack::builder().env("WAITING_BYTES_PER_ADDRESS", "16000000").start().await;
+    let session = long_history(&stack, 500, 16_000).await;
+    let mut strangers = Vec::new();
+    for _ in 0..SOCKETS {
+        let stranger = Poller::open(&stack, STRANGER).await;
+        stranger.resume(0, &session).await;
+        strangers.push(stranger);
+    }
+    let neighbour = Poller::open(&stack, NEIGHBOUR).await;
+    neighbour.resume(0, &session).await;
+    // Three of some four megabytes each are left to it.
+    eventually(3 * SOON, "the others are ended", async || overfull(&stack, "address").await > 8.5)
+        .await;
+    assert!(neighbour.heard("430[").await.len() > 4_000_000);
+    let mut left = 0;
+    for stranger in &strangers {
+        left += usize::from(stranger.poll().await.is_some());
+    }
+    assert_eq!(left, 3);
+    assert!(overfull(&stack, "address").await < 9.5 && overfull(&stack, "all").await < 0.1);
+}
+
+#[tokio::test]
+async fn wrong_words_come_back_short() {
+    let stack = Stack::builder().env("ROOMS_PER_SOCKET", "1").start().await;
+    let (mut socket, _) = direct(&stack).await;
+    let long = "я".repeat(200_000);
+    let wrong = [
+        serde_json::json!(["user_message", { "sessionId": long, "clientOffset": long, "content": "x" }]),
+        serde_json::json!(["admin_message", { "sessionId": long, "clientOffset": long, "content": 1 }]),
+        serde_json::json!(["user_message", { "sessionId": 1, "clientOffset": long }]),
+    ];
+    for wrong in wrong {
+        send(&mut socket, &format!("42{wrong}")).await;
+        let told = packet(&mut socket).await;
+        assert!(
+            told.starts_with(r#"42["message_error""#) && told.len() < 2_000,
+            "{} bytes",
+            told.len()
+        );
+        assert!(told.contains(&"я".repeat(256)), "{told}");
+    }
+    // In a room already, it may be in no other.
+    send(&mut socket, r#"420["init_session",{}]"#).await;
+    assert!(packet(&mut socket).await.starts_with("430"));
+    send(
+        &mut socket,
+        &format!("421{}", serde_json::json!(["init_session", { "sessionId": long }])),
+    )
+    .await;
+    let refused = packet(&mut socket).await;
+    assert!(refused.starts_with("431") && refused.len() < 2_000, "{} bytes", refused.len());
+}
+
+#[tokio::test]
+async fn events_that_a_websocket_does_not_read_are_bounded_in_bytes() {
+    let stack = Stack::builder()
+        .env("WAITING_BYTES_PER_SOCKET", "1000000")
+        .env("SLOW_SECONDS", "60")
+        .start()
+        .await;
+    let (mut deaf, _) = direct(&stack).await;
+    send(&mut deaf, r#"420["init_session",{}]"#).await;
+    let joined = packet(&mut deaf).await;
+    assert!(joined.starts_with("430"), "{joined}");
+    let session = joined.split('"').nth(3).unwrap().to_owned();
+    let (mut speaker, _) = direct(&stack).await;
+    let before = stack.gateway(0).resident_bytes();
+    let message =
+        serde_json::json!(["user_message", { "sessionId": session, "content": "x".repeat(7_000) }]);
+    let mut most = 0;
+    eventually(6 * SOON, "it is ended", async || {
+        for _ in 0..50 {
+            send(&mut speaker, &format!("42{message}")).await;
+        }
+        most = most.max(stack.gateway(0).resident_bytes());
+        overfull(&stack, "socket").await > 0.1
+    })
+    .await;
+    let grown = most.saturating_sub(before);
+    println!("{} KiB more", grown / 1024);
+    assert!(grown < MEMORY_MAX_BYTES, "{grown} bytes more");
 }
