@@ -44,17 +44,10 @@ impl Readiness {
         if let Some(durable) = durable {
             METRICS.postgres_fsync.set(durable.into());
         }
-        Report::new(self.phase(), vec![("postgres", postgres), ("nats", nats)])
+        let phase = Phase::of(&self.stop, self.work.get().is_some());
+        Report::new(phase, vec![("postgres", postgres), ("nats", nats)])
             .with_fault(stalled)
             .with_warning((durable == Some(false)).then(|| NOT_DURABLE.to_owned()))
-    }
-
-    fn phase(&self) -> Phase {
-        match self.work.get() {
-            _ if self.stop.is_cancelled() => Phase::Stopping,
-            Some(_) => Phase::Serving,
-            None => Phase::Starting,
-        }
     }
 
     /// Notes the same, and the connections behind it, as metrics.

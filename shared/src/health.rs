@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::lifecycle::Stop;
+
 /// Longest wait for the answer; the service bounds its own looks below it.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -28,6 +30,17 @@ pub enum Phase {
     Serving,
     /// It was asked to stop.
     Stopping,
+}
+
+impl Phase {
+    /// The phase of a service that was stopped or not, and has begun its work or not.
+    pub fn of(stop: &Stop, has_begun: bool) -> Self {
+        match has_begun {
+            _ if stop.is_cancelled() => Self::Stopping,
+            true => Self::Serving,
+            false => Self::Starting,
+        }
+    }
 }
 
 /// Whether a service can do its work now, and what it lacks.

@@ -61,15 +61,8 @@ impl Readiness {
         let nats = self.client.connection_state() == State::Connected && self.health.is_open();
         // Acks go on all the same: a balancer goes by the phase.
         let stalled = self.serving.get().and_then(health::stalled);
-        Report::new(self.phase(), vec![("postgres", postgres), ("nats", nats)]).with_fault(stalled)
-    }
-
-    fn phase(&self) -> Phase {
-        match self.serving.get() {
-            _ if self.stop.is_cancelled() => Phase::Stopping,
-            Some(_) => Phase::Serving,
-            None => Phase::Starting,
-        }
+        let phase = Phase::of(&self.stop, self.serving.get().is_some());
+        Report::new(phase, vec![("postgres", postgres), ("nats", nats)]).with_fault(stalled)
     }
 }
 
