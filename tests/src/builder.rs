@@ -181,10 +181,14 @@ impl Builder {
         Self { empty_database: true, ..self }
     }
 
-    /// Three nats-servers in a cluster.
+    /// Three nats-servers in a cluster. `None`, and a line that says so, where servers are containers.
     #[must_use]
-    pub fn nats_cluster(self) -> Self {
-        Self { nats_servers: 3, ..self }
+    pub fn nats_cluster(self) -> Option<Self> {
+        let local = Backend::chosen() == Backend::Local;
+        if !local {
+            eprintln!("NOT CHECKED: a cluster of nats-servers, which is not made of containers");
+        }
+        local.then_some(Self { nats_servers: 3, ..self })
     }
 
     /// Each gateway has an address of its own, and all have the same ports.
@@ -224,8 +228,7 @@ impl Builder {
         let machine =
             must(tokio::task::spawn_blocking(|| Binaries::get().machine()).await, "looking around");
         let home = must(RunDir::create(&machine), "making a folder for a stack");
-        let (postgres, (nats, others)) =
-            tokio::join!(self.postgres(&machine, home.path()), self.nats(&machine, home.path()));
+        let (postgres, (nats, others)) = self.servers(&machine, home.path()).await;
         let urls = [&nats].into_iter().chain(&others).map(Nats::url).collect::<Vec<_>>();
         let database = self.database(postgres.as_ref()).await;
         let maker = Maker {
@@ -266,6 +269,19 @@ impl Builder {
         }
     }
 
+    async fn servers(
+        &self,
+        machine: &Machine,
+        home: &Path,
+    ) -> (Option<Postgres>, (Nats, Vec<Nats>)) {
+        match Backend::chosen() {
+            Backend::Local => tokio::join!(self.postgres(machine, home), self.nats(machine, home)),
+            // One after the other: of a start that is given up, because the other one failed, the container stays.
+            #[cfg(feature = "docker")]
+            Backend::Docker => (self.postgres(machine, home).await, self.nats(machine, home).await),
+        }
+    }
+
     async fn postgres(&self, machine: &Machine, home: &Path) -> Option<Postgres> {
         match (Backend::chosen(), self.postgres) {
             (Backend::Local, Source::Shared) => None,
@@ -274,7 +290,10 @@ impl Builder {
                 Some(Postgres::local_postgres(machine.clone(), (home, data), durable).await)
             }
             #[cfg(feature = "docker")]
-            (Backend::Docker, _) => Some(Postgres::docker().await),
+            (Backend::Docker, source) => {
+                let durable = matches!(source, Source::Own { durable: true });
+                Some(Postgres::docker(home, durable).await)
+            }
         }
     }
 
@@ -294,13 +313,20 @@ impl Builder {
                 (nats, Vec::new())
             }
             #[cfg(feature = "docker")]
-            Backend::Docker => (Nats::docker().await, Vec::new()),
+            Backend::Docker => {
+                (Nats::docker(home, self.sync_interval.as_deref()).await, Vec::new())
+            }
         }
     }
 
-    /// A server of one's own has no template to copy: the persister migrates at its start.
+    /// A server of one's own has no template to copy: the persister migrates at its start. Who did not ask for
+    /// such a server counts on the tables.
     async fn database(&self, postgres: Option<&Postgres>) -> Database {
+        let shared = matches!(self.postgres, Source::Shared);
         match postgres {
+            Some(postgres) if shared && !self.empty_database => {
+                Database::migrated_on(&postgres.url()).await
+            }
             Some(postgres) => Database::empty_on(&postgres.url()).await,
             None if self.empty_database => Database::empty().await,
             None => Database::migrated().await,

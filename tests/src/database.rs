@@ -54,6 +54,13 @@ impl Database {
         Self::create(server, None).await
     }
 
+    /// One on a server of one's own that `persister migrate` has brought up to date.
+    pub(crate) async fn migrated_on(server: &str) -> Self {
+        let database = Self::empty_on(server).await;
+        migrate(database.url.clone()).await;
+        database
+    }
+
     /// Its URL.
     pub fn url(&self) -> &str {
         &self.url

@@ -1,13 +1,13 @@
 //! A stack's nats-server, or its own Postgres: to kill, freeze and start again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 
 use anyhow::Result;
 use stack::cluster::Cluster;
 use stack::launch::Output;
-use stack::{Machine, Port, nats, postgres, stats};
+use stack::{Machine, Port, nats, postgres};
 
 #[cfg(feature = "docker")]
 use crate::docker::{self, Container};
@@ -101,29 +101,23 @@ impl<P: Process> Server<P> {
     }
 
     /// Whether it ended though nobody stopped it.
-    pub fn ended(&self) -> bool {
-        must(self.process().ended(), "looking after a server").is_some()
-    }
-
-    /// Its process id, if it runs.
-    pub fn id(&self) -> Option<u32> {
-        self.process().id()
-    }
-
-    /// Its memory in RAM, in bytes; for Postgres, that of the main process.
-    pub fn resident_bytes(&self) -> u64 {
-        must(
-            stats::resident_bytes(self.process().id().unwrap_or_default()),
-            "the memory of a server",
-        )
-    }
-
-    /// The process itself, for what containers cannot do.
-    fn process(&self) -> &P {
+    pub async fn ended(&self) -> bool {
         match &self.0 {
-            Place::Local(process) => process,
+            Place::Local(process) => {
+                let process = Arc::clone(process);
+                blocking("looking after a server", move || Ok(process.ended()?.is_some())).await
+            }
             #[cfg(feature = "docker")]
-            Place::Docker(_) => must(Err("not with TEST_BACKEND=docker"), "reaching for a process"),
+            Place::Docker(container) => !container.is_running().await,
+        }
+    }
+
+    /// Its process id, if it runs as a process of ours.
+    pub fn id(&self) -> Option<u32> {
+        match &self.0 {
+            Place::Local(process) => process.id(),
+            #[cfg(feature = "docker")]
+            Place::Docker(_) => None,
         }
     }
 }
@@ -178,12 +172,17 @@ impl Nats {
 
     /// What it is called in its cluster.
     pub fn name(&self) -> String {
-        self.process().name()
+        match &self.0 {
+            Place::Local(server) => server.name(),
+            #[cfg(feature = "docker")]
+            Place::Docker(_) => "nats".to_owned(),
+        }
     }
 
+    /// What it prints and the log that it keeps go to `home`.
     #[cfg(feature = "docker")]
-    pub(crate) async fn docker() -> Self {
-        Self(Place::Docker(Box::new(docker::nats().await)))
+    pub(crate) async fn docker(home: &Path, sync_interval: Option<&str>) -> Self {
+        Self(Place::Docker(Box::new(docker::nats(home, sync_interval, STORE).await)))
     }
 
     /// Its URL.
@@ -192,13 +191,17 @@ impl Nats {
     }
 
     /// The folder of its data, to be touched only while it does not run.
-    pub fn store(&self) -> std::path::PathBuf {
-        self.process().store()
+    pub fn store(&self) -> PathBuf {
+        match &self.0 {
+            Place::Local(server) => server.store(),
+            #[cfg(feature = "docker")]
+            Place::Docker(container) => container.data(),
+        }
     }
 
     /// Throws its data away; it must not run.
     pub fn wipe(&self) {
-        must(std::fs::remove_dir_all(self.process().store()), "wiping the log");
+        must(std::fs::remove_dir_all(self.store()), "wiping the log");
     }
 }
 
@@ -221,9 +224,10 @@ impl Postgres {
         Self(Place::Local(Arc::new(server.await)))
     }
 
+    /// What it prints goes to `home`.
     #[cfg(feature = "docker")]
-    pub(crate) async fn docker() -> Self {
-        Self(Place::Docker(Box::new(docker::postgres().await)))
+    pub(crate) async fn docker(home: &Path, durable: bool) -> Self {
+        Self(Place::Docker(Box::new(docker::postgres(home, durable).await)))
     }
 
     /// The URL of its maintenance database.

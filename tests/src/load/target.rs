@@ -10,6 +10,7 @@ use url::Url;
 
 use crate::Stack;
 use crate::builder::Builder;
+use crate::wait::must;
 
 use super::arguments::Arguments;
 use super::usage::{Server, Servers};
@@ -74,7 +75,8 @@ pub(super) fn builder(arguments: &Arguments, programs: Option<&Path>) -> Builder
         .nats_sync_interval(&arguments.sync_interval)
         .env("LOG_MAX_BYTES", LOG_MAX_BYTES);
     let builder = if arguments.nats_cluster {
-        builder.nats_cluster().env("LOG_REPLICAS", "3")
+        let builder = must(builder.nats_cluster().ok_or("no cluster"), "three nats-servers");
+        builder.env("LOG_REPLICAS", "3")
     } else {
         builder
     };

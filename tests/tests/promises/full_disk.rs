@@ -83,7 +83,7 @@ async fn a_postgres_that_ends_for_want_of_room_is_started_again_and_goes_on() {
     let pool = stack.pool();
     eventually(SOON, "Postgres ends", async || {
         sqlx::query("SELECT pg_switch_wal()").execute(&pool).await.ok();
-        stack.postgres().ended()
+        stack.postgres().ended().await
     })
     .await;
     conversation.is_accepted(10).await;

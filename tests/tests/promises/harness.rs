@@ -1,8 +1,5 @@
 //! The harness itself: what tests rely on without looking.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use tests::{Database, Proxy, Stack, eventually};
@@ -107,17 +104,4 @@ async fn node_runs_with_the_real_client() {
     let run = tests::node(&["-e", script], &[]).await;
     assert!(run.status.success(), "{}", run.output);
     assert_eq!(run.output.trim(), "function");
-}
-
-/// A file that is not named there is not compiled, and nobody misses its tests.
-#[test]
-fn every_file_of_promises_is_a_module() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/promises");
-    let main = fs::read_to_string(folder.join("main.rs")).expect("main.rs");
-    let modules = main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
-    let modules: BTreeSet<String> = modules.map(str::to_owned).chain(["main".to_owned()]).collect();
-    let files = fs::read_dir(folder).expect("a folder").flatten();
-    let files = files.filter_map(|file| file.file_name().into_string().ok());
-    let files: BTreeSet<String> = files.map(|name| name.replace(".rs", "")).collect();
-    assert_eq!(modules, files);
 }
