@@ -163,7 +163,7 @@ const POSITIONS: &str = r#"
     ) erased ON true"#;
 
 /// How far each partition is stored, and by whom.
-const OFFSETS: &str = r#"SELECT "partition", "sequence", "owner"::text FROM "LogPartition""#;
+const STORED_BY: &str = r#"SELECT "partition", "sequence", "owner"::text FROM "LogPartition""#;
 
 /// Rows of `STORED_AFTER` and of `ERASED_AFTER` at most. It stands there as a number: of a parameter the
 /// planner assumes a tenth of everything that is stored, and prepares for so many rows.
@@ -426,7 +426,7 @@ impl History {
     /// How far every partition is stored.
     pub async fn offsets(&self) -> sqlx::Result<Vec<Offset>> {
         let rows: Vec<(i16, i64, Option<String>)> =
-            answered(sqlx::query_as(OFFSETS).fetch_all(&self.pool)).await?;
+            answered(sqlx::query_as(STORED_BY).fetch_all(&self.pool)).await?;
         let offset = |(partition, sequence, owner): (i16, i64, Option<String>)| Offset {
             partition: Partition::new(partition.unsigned_abs()),
             sequence: sequence.cast_unsigned(),

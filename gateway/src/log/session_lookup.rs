@@ -118,7 +118,13 @@ impl SessionLookup {
             Found::Exists => tokio::time::timeout(OBJECTION_TIMEOUT, other).await,
             _ => Ok(other.await),
         };
-        judge(first, second.unwrap_or(Found::NoAnswer))
+        let second = second.unwrap_or(Found::NoAnswer);
+        if (first, second) == (Found::Nothing, Found::Nothing) {
+            // It may have been stored after Postgres was asked, and gone from the log before that was: whatever
+            // is stored is so first. In this order one of them has what there is.
+            return judge(Found::Nothing, self.in_postgres(session).await);
+        }
+        judge(first, second)
     }
 
     async fn in_postgres(&self, session: SessionId) -> Found {

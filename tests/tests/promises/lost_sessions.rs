@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use shared::ids::{ChatSessionId, SessionId};
 use sqlx::{AssertSqlSafe, PgPool};
-use tests::{Client, JsClients, Stack, eventually};
+use tests::{Client, JsClients, Link, Stack, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -233,4 +233,38 @@ async fn a_deleted_session_is_remembered_by_the_id_that_stands_in_its_records() 
         assert_eq!(known, 1, "{session}");
     }
     assert_eq!(count(&pool, "ErasedSession").await, 5);
+}
+
+#[tokio::test]
+async fn a_session_that_goes_from_the_log_to_postgres_while_it_is_looked_up_is_known() {
+    let stack = Stack::builder().proxy(Link::GatewayNats).start().await;
+    let pool = stack.pool();
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
+    client.stay(None).await;
+    let session = SessionId::random().to_string();
+    let begun: String = sqlx::query_scalar("SELECT now()::text").fetch_one(&pool).await.unwrap();
+    stack.proxy(Link::GatewayNats, 0).freeze();
+    let joining = client.ask("init_session", json!({ "sessionId": session }));
+    let stored = async {
+        // Postgres has said that there is no such session; the log has not been heard of.
+        let asked = r#"SELECT EXISTS (
+            SELECT FROM pg_stat_activity
+            WHERE "datname" = current_database() AND "state" = 'idle' AND "query" LIKE '%"ErasedSession"%'
+                AND "query" LIKE '%"sessionId"%' AND "query_start" > $1::timestamptz AND "pid" <> pg_backend_pid()
+                AND "application_name" LIKE '%gateway%')"#;
+        eventually(SOON, "the gateway has asked Postgres", async || {
+            sqlx::query_scalar(asked).bind(&begun).fetch_one(&pool).await.unwrap()
+        })
+        .await;
+        let insert = r#"INSERT INTO "ChatSession" ("id", "sessionId") VALUES ($1, $2)"#;
+        let id = ChatSessionId::random().as_str().to_owned();
+        sqlx::query(insert).bind(id).bind(&session).execute(&pool).await.unwrap();
+        stack.proxy(Link::GatewayNats, 0).mend();
+    };
+    let (joined, ()) = tokio::join!(joining, stored);
+    assert_eq!(
+        (&joined["sessionId"], &joined["resumed"]),
+        (&json!(session), &json!(true)),
+        "{joined}"
+    );
 }

@@ -195,11 +195,14 @@ struct Statements {
 
 impl Statements {
     fn of_both_services() -> Self {
-        let (mut constants, mut made) = (BTreeMap::new(), BTreeMap::new());
+        let (mut constants, mut made) = (BTreeMap::<String, String>::new(), BTreeMap::new());
         for folder in ["gateway/src", "persister/src", "shared/src"] {
             for source in sources(&workspace().join(folder)) {
                 let text = fs::read_to_string(&source).unwrap();
-                constants.extend(constants_of(&text));
+                for (name, sql) in constants_of(&text) {
+                    let other = constants.insert(name.clone(), sql);
+                    assert_eq!(other, None, "{}: another is called {name} too", source.display());
+                }
                 made.extend(made_of(&text));
                 // Migrating is done before anything is stored.
                 if !source.ends_with("migrate.rs") {
