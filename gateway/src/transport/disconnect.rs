@@ -82,13 +82,8 @@ pub struct Ended;
 
 /// Ends a socket's connection.
 pub fn disconnect(socket: &SocketRef) {
-    let request = socket.req_parts();
-    let (Some(wire), Some(wires)) =
-        (request.extensions.get::<Wire>(), request.extensions.get::<Wires>())
-    else {
-        return;
-    };
-    if began_as_websocket(&request.uri) {
+    let Some((wire, wires)) = known_of(socket) else { return };
+    if began_as_websocket(&socket.req_parts().uri) {
         // It has no other connection, whatever others say that theirs is.
         return wire.disconnect();
     }
@@ -106,13 +101,8 @@ pub fn disconnect(socket: &SocketRef) {
 
 /// A socket is connected: what its connections write is taken off what waits for it.
 pub fn follow(socket: &SocketRef, backlog: &Arc<Backlog>) {
-    let request = socket.req_parts();
-    let (Some(wire), Some(wires)) =
-        (request.extensions.get::<Wire>(), request.extensions.get::<Wires>())
-    else {
-        return;
-    };
-    if began_as_websocket(&request.uri) {
+    let Some((wire, wires)) = known_of(socket) else { return };
+    if began_as_websocket(&socket.req_parts().uri) {
         return wire.follow(backlog);
     }
     wires.lock().backlogs.insert(socket.id, Arc::clone(backlog));
@@ -128,6 +118,12 @@ pub fn forget(socket: &SocketRef) {
         known.ended.remove(&socket.id);
         known.backlogs.remove(&socket.id);
     }
+}
+
+/// The connection that a socket's first request came over, and what is known of sockets.
+fn known_of(socket: &SocketRef) -> Option<(&Wire, &Wires)> {
+    let extensions = &socket.req_parts().extensions;
+    Some((extensions.get()?, extensions.get()?))
 }
 
 /// Whether the request that opened a socket asked for a websocket, read as the library reads it.
