@@ -117,10 +117,11 @@ impl Backlog {
         self.waiting() <= NEXT_READ_BYTES
     }
 
-    /// Nothing more is emitted.
-    fn end(&self) {
-        self.is_over.store(true, Ordering::Relaxed);
+    /// Nothing more is emitted; `false` if nothing was before.
+    fn end(&self) -> bool {
+        let is_first = !self.is_over.swap(true, Ordering::Relaxed);
         self.moved.notify_waiters();
+        is_first
     }
 }
 
@@ -131,10 +132,10 @@ pub fn of(socket: &SocketRef) -> Option<Arc<Backlog>> {
 
 /// Adds what is about to be emitted to a socket; `false` if it must not be: too much waits for it.
 pub fn takes(socket: &SocketRef, bytes: usize) -> bool {
-    let takes = of(socket).is_none_or(|backlog| backlog.add(bytes));
-    if !takes && let Some(backlog) = of(socket) {
+    let Some(backlog) = of(socket) else { return true };
+    let takes = backlog.add(bytes);
+    if !takes && backlog.end() {
         METRICS.overfull(Overfull::Socket);
-        backlog.end();
     }
     takes
 }
@@ -317,9 +318,9 @@ mod tests {
         assert!(is_there && backlog.add(1_000_000));
         let (is_there, ()) = tokio::join!(backlog.room(), async {
             tokio::task::yield_now().await;
-            backlog.end();
+            assert!(backlog.end());
         });
-        assert!(!is_there);
+        assert!(!is_there && !backlog.end(), "it ends once");
         assert!(!backlog.add(1), "nothing more after the end");
     }
 
