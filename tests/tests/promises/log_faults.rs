@@ -161,6 +161,12 @@ async fn a_tail_is_lost_and_refilled(idle: Idle) {
         sqlx::query_scalar::<_, i64>(moved).fetch_one(&pool).await.unwrap() >= 14
     })
     .await;
+    let blind = r#"
+        SELECT count(*) FROM "LogPartition" p
+        WHERE p."recordedAt" IS NULL AND p."headSequence" IS NULL
+            AND EXISTS (SELECT 1 FROM "Message" m WHERE m."logEpoch" = p."epoch")"#;
+    let blind: i64 = sqlx::query_scalar(blind).fetch_one(&pool).await.unwrap();
+    assert_eq!(blind, 0, "a partition that stored something has forgotten which log it was");
     chat.stack.persister(0).kill();
     chat.stack.persister(1).kill();
     if idle == Idle::KnownToAnother {
