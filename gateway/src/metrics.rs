@@ -40,6 +40,7 @@ pub struct Metrics {
     /// What waits for sockets.
     pub waiting_bytes: Gauge,
     overfull_sockets: Labelled<Counter>,
+    excessive_packets: Labelled<Counter>,
     /// Sessions with a socket here.
     pub rooms: Gauge,
     /// New sessions.
@@ -72,6 +73,30 @@ impl Full {
         match self {
             Self::Peer => "peer",
             Self::Files => "files",
+        }
+    }
+}
+
+/// What a client may not send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Excess {
+    /// Packets faster than any client that is answered.
+    #[error("too many packets")]
+    Packets,
+    /// A packet of a namespace with so long a name.
+    #[error("the name of a namespace is too long")]
+    Namespace,
+}
+
+impl Excess {
+    /// Every reason.
+    pub const ALL: [Self; 2] = [Self::Packets, Self::Namespace];
+
+    /// The reason as the metric's label has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Packets => "packets",
+            Self::Namespace => "namespace",
         }
     }
 }
@@ -142,6 +167,11 @@ impl Metrics {
                 "Sockets that ended because too much waited for them, by the bound: theirs, that of their address or \
                  of all, or they took nothing",
             ),
+            excessive_packets: all.add(
+                "excessive_packets",
+                "Connections and requests that ended for what they sent before anybody looked at it, by reason: too many \
+                 packets, or too long a namespace",
+            ),
             rooms: all.add("rooms", "Sessions that a connected socket is in"),
             sessions_opened: all.add("sessions_opened", "Sessions that were opened"),
             sessions_resumed: all.add("sessions_resumed", "Times that a client came back to a session"),
@@ -161,6 +191,9 @@ impl Metrics {
         for reason in Overfull::ALL {
             drop(metrics.overfull_sockets.get_or_create(&[("bound", reason.as_str().into())]));
         }
+        for reason in Excess::ALL {
+            drop(metrics.excessive_packets.get_or_create(&[("reason", reason.as_str().into())]));
+        }
         metrics
     }
 
@@ -177,6 +210,11 @@ impl Metrics {
     /// A socket is ended.
     pub fn overfull(&self, why: Overfull) {
         self.overfull_sockets.get_or_create(&[("bound", why.as_str().into())]).inc();
+    }
+
+    /// A connection or a request ends for what came over it.
+    pub fn excess(&self, why: Excess) {
+        self.excessive_packets.get_or_create(&[("reason", why.as_str().into())]).inc();
     }
 
     /// All of them in Prometheus' text format.

@@ -138,7 +138,7 @@ async fn start(
 fn bounds(config: &Config) -> Bounds {
     let per_peer = config.limits.rates.then_some(config.limits.connections_per_address as usize);
     let slots = ConnectionSlots::new(per_peer, Arc::clone(&config.trusted_proxies));
-    Bounds { http: config.http, slots }
+    Bounds { http: config.http, slots, packets: config.limits.packets() }
 }
 
 /// Puts together what sockets and routes share, and what makes their lists.

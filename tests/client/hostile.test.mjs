@@ -242,11 +242,24 @@ describe("a wrong event", () => {
     assert.deepEqual(await history(sessionId), []);
   });
 
-  fault("a binary attachment is refused or ends the connection", async (t) => {
-    const { sessionId } = await enter(t);
-    for (const content of [Buffer.from("HOSTILE"), [Buffer.alloc(10), Buffer.alloc(10)], new ArrayBuffer(MB)]) {
-      const socket = await connect(t, { reconnection: false });
-      await assertRefusedOrGone(socket, "user_message", { sessionId, content });
+  fault("binary attachments are invalid_payload", async (t) => {
+    const { socket, sessionId } = await enter(t);
+    const few = [Buffer.from("HOSTILE"), [Buffer.alloc(10), Buffer.alloc(10)], new ArrayBuffer(MB / 2), Array(64).fill(Buffer.alloc(1))];
+    for (const content of few) {
+      assertRefused(await ask(socket, "user_message", { sessionId, content }), "invalid_payload");
+      const opened = await ask(socket, "init_session", { sessionId, content });
+      assert.equal(opened.sessionId, sessionId);
+      assert.equal(opened.error.code, "invalid_payload");
+      assertRefused(await ask(socket, "get-messages", { sessionId, content }), "invalid_payload");
+    }
+    const told = all(socket, "message_error");
+    socket.emit("user_message", { sessionId, clientOffset: "of the binary one", content: few[0] });
+    await eventually("it is told by an event", () => told.some((one) => one.clientOffset === "of the binary one"));
+    assert.ok(socket.connected);
+
+    for (const content of [new ArrayBuffer(2 * MB), Array(1_000).fill(Buffer.alloc(1))]) {
+      const other = await connect(t, { reconnection: false });
+      await assertRefusedOrGone(other, "user_message", { sessionId, content });
     }
     assert.deepEqual(await history(sessionId), []);
   });

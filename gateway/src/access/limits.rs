@@ -22,6 +22,7 @@ use crate::error::ClientError;
 /// time as messages do. A client that emits a queue of its own at once is told, one that does
 /// not listen costs no more than these.
 const REFUSED_MAX: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
+const TWO: NonZeroU32 = NonZeroU32::new(2).unwrap();
 /// Longest wait that is asked for where nobody knows when a place becomes free.
 const PLACE_RETRY: Duration = Duration::from_secs(10);
 /// Fewer addresses than these are not worth sweeping.
@@ -83,6 +84,16 @@ impl LimitSettings {
             connections_per_address: connections.max(sockets),
             rooms_per_socket: settings.number("ROOMS_PER_SOCKET", 1..=NUMBER_MAX.get() as usize),
         }
+    }
+
+    /// Packets of one socket, of whatever kind; none if there are no limits. It is what makes its events cut it off,
+    /// and as much again for what is no event.
+    pub fn packets(&self) -> Option<Quota> {
+        let events = self.messages.burst_size().saturating_add(REFUSED_MAX.get());
+        // Those that are taken and those that are refused come back at this rate each.
+        let packet = self.messages.replenish_interval() / 4;
+        let quota = Quota::with_period(packet)?.allow_burst(events.saturating_mul(TWO));
+        self.rates.then_some(quota)
     }
 
     /// Warns where nobody is limited.

@@ -11,8 +11,8 @@ use sqlx::postgres::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::db::rows::{
-    Cursor, LAST_CHARS, ListedSession, MessageOf, Offset, SessionMessage, Snapshot, Storage,
-    StoredMessage,
+    CHUNK_BYTES, Cursor, LAST_CHARS, ListedSession, MessageOf, Offset, SessionMessage, Snapshot,
+    Storage, StoredMessage,
 };
 
 /// What Postgres lists connections of gateways as.
@@ -58,23 +58,31 @@ const SEQ: &str = r#"
     SELECT m."seq" FROM "Message" m JOIN "ChatSession" s ON s."id" = m."chatSessionId"
     WHERE m."id" = $2 AND s."sessionId" = $1"#;
 
-/// A session's messages from one of them on, or from the first if that one is not of this session;
-/// with them, as of the same moment, how far the session's partition is stored.
+/// A session's messages from one of them on, or from the first if that one is not of this session; with them, as of
+/// the same moment, how far the session's partition is stored. Beside that one they are so many and so long at
+/// most, but two in any case: the second tells that there is more.
 const MESSAGES_FROM: &str = r#"
     WITH session AS (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $2)
     SELECT p."epoch", p."sequence", m.*
     FROM "LogPartition" p
     LEFT JOIN LATERAL (
-        SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
-               m."logEpoch", m."logSequence"
-        FROM "Message" m
-        WHERE m."chatSessionId" = (SELECT "id" FROM session)
-          AND m."seq" >= coalesce((
-              SELECT known."seq" FROM "Message" known
-              WHERE known."id" = $3 AND known."chatSessionId" = (SELECT "id" FROM session)
-          ), 0)
-        ORDER BY m."seq" LIMIT $4
-    ) m ON true
+        SELECT n.*,
+               row_number() OVER (ORDER BY n."seq") AS "nth",
+               sum(octet_length(n."content")) FILTER (WHERE n."id" <> $3) OVER (
+                   ORDER BY n."seq" ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+               ) AS "bytesBefore"
+        FROM (
+            SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
+                   m."logEpoch", m."logSequence"
+            FROM "Message" m
+            WHERE m."chatSessionId" = (SELECT "id" FROM session)
+              AND m."seq" >= coalesce((
+                  SELECT known."seq" FROM "Message" known
+                  WHERE known."id" = $3 AND known."chatSessionId" = (SELECT "id" FROM session)
+              ), 0)
+            ORDER BY m."seq" LIMIT $4
+        ) n
+    ) m ON m."nth" <= 3 OR m."bytesBefore" <= $5
     WHERE p."partition" = $1
     ORDER BY m."seq""#;
 
@@ -332,7 +340,7 @@ impl History {
     }
 
     /// At most `limit` messages of a session from the one with this id on, or from the first if that
-    /// one is not stored or of another session.
+    /// one is not stored or of another session. Of long ones fewer: enough for a [`CHUNK_BYTES`], and one more.
     pub async fn messages_from(
         &self,
         partition: Partition,
@@ -344,7 +352,8 @@ impl History {
             .bind(partition.to_column())
             .bind(session.to_string())
             .bind(id.to_owned())
-            .bind(i64::from(limit));
+            .bind(i64::from(limit))
+            .bind(i64::try_from(CHUNK_BYTES).unwrap_or(i64::MAX));
         Snapshot::of(answered(query.fetch_all(&self.pool)).await?)
     }
 

@@ -14,6 +14,11 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 
 /// Most characters of a last message that are shown.
 pub const LAST_CHARS: usize = 50;
+/// Most bytes of JSON that are read for a client at a time, unless one message has more: what one costs that does
+/// not take them.
+pub const CHUNK_BYTES: usize = 256 * 1024;
+/// What a message has in JSON beside its content, at most.
+const AROUND_CONTENT_BYTES: usize = 256;
 const NANOS_PER_MILLI: i128 = 1_000_000;
 
 /// What Postgres has of a session.
@@ -78,6 +83,20 @@ impl StoredMessage {
             chat_session_id: &self.chat_session_id,
         }
     }
+}
+
+/// How many of these messages fit into so many bytes; at least one, if there is one.
+pub fn fitting<'a>(messages: impl Iterator<Item = &'a StoredMessage>, room: usize) -> usize {
+    let mut bytes = 0;
+    let mut fitting = 0;
+    for message in messages {
+        bytes += message.json_bytes() + AROUND_CONTENT_BYTES;
+        if bytes > room && fitting > 0 {
+            break;
+        }
+        fitting += 1;
+    }
+    fitting
 }
 
 /// A message of one of several sessions.

@@ -4,10 +4,8 @@ use shared::database::StoredSession;
 use tokio::task::JoinSet;
 
 use crate::db::history::History;
-use crate::db::rows::{Cursor, MessageOf};
-use crate::http::json_stream::{
-    CHUNK_BYTES, Chunk, PageSize, begin_session, end_session, separate, write,
-};
+use crate::db::rows::{CHUNK_BYTES, Cursor, MessageOf};
+use crate::http::json_stream::{Chunk, PageSize, begin_session, end_session, separate, write};
 
 /// Sessions read at a time.
 pub const SESSIONS_PAGE: u16 = 200;

@@ -16,12 +16,12 @@ use shared::ids::SessionId;
 
 use crate::app::Gateway;
 use crate::db::history::History;
-use crate::db::rows::StoredMessage;
+use crate::db::rows::{CHUNK_BYTES, StoredMessage, fitting};
 use crate::error::ClientError;
 use crate::http::all_chats::{AllChats, SESSIONS_PAGE};
 use crate::http::json_stream::{
-    Broken, CHUNK_BYTES, Chunk, JSON, MESSAGES_PAGE, PageSize, SESSION_END, begin_session, fitting,
-    separate, streamed, write,
+    Broken, Chunk, JSON, MESSAGES_PAGE, PageSize, SESSION_END, begin_session, separate, streamed,
+    write,
 };
 use crate::http::pagination::{self, Parameters};
 use crate::log::session_lookup::Existence;

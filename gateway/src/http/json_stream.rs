@@ -8,7 +8,7 @@ use futures_util::stream;
 use serde::Serialize;
 use shared::database::StoredSession;
 
-use crate::db::rows::StoredMessage;
+use crate::db::rows::{StoredMessage, fitting};
 use crate::error::ClientError;
 use crate::problem::Problem;
 
@@ -18,10 +18,6 @@ pub const JSON: &str = "application/json; charset=utf-8";
 pub const MESSAGES_PAGE: u16 = 1_000;
 /// Messages read at first, when nobody knows how long they are.
 const FIRST_PAGE: u16 = 100;
-/// Most bytes of JSON at a time, unless one message has more: what a client costs that does not read.
-pub const CHUNK_BYTES: usize = 256 * 1024;
-/// What a message has in JSON beside its content, at most.
-const AROUND_CONTENT_BYTES: usize = 256;
 /// Ends what [`begin_session`] begins.
 pub const SESSION_END: &[u8] = b"]}";
 
@@ -111,20 +107,6 @@ impl PageSize {
         self.asked = u16::try_from(next).unwrap_or(MESSAGES_PAGE).min(MESSAGES_PAGE);
         is_last
     }
-}
-
-/// How many of these messages fit into so many bytes; at least one, if there is one.
-pub fn fitting<'a>(messages: impl Iterator<Item = &'a StoredMessage>, room: usize) -> usize {
-    let mut bytes = 0;
-    let mut fitting = 0;
-    for message in messages {
-        bytes += message.json_bytes() + AROUND_CONTENT_BYTES;
-        if bytes > room && fitting > 0 {
-            break;
-        }
-        fitting += 1;
-    }
-    fitting
 }
 
 /// Writes a session up to its messages.

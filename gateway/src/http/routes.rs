@@ -27,6 +27,8 @@ use crate::socket::{events, handshake};
 /// Packets that wait for a client at a time. The library's 128 lost most of a burst of 1,000; room
 /// costs nothing while it is empty.
 const SEND_BUFFER_PACKETS: usize = 8_192;
+/// Attachments of an event that is refused; with more of them its connection ends.
+const ATTACHMENTS_MAX: usize = 64;
 /// Buffer of a websocket for reading; the library's costs 3 KB more per idle connection.
 const READ_BUFFER_BYTES: usize = 1_024;
 /// How long browsers may remember a preflight.
@@ -95,8 +97,12 @@ fn socket_io(config: &Config) -> (socketioxide::layer::SocketIoLayer, SocketIo) 
         .ws_max_message_size(config.max_payload_bytes)
         .ws_max_frame_size(config.max_payload_bytes)
         .ws_read_buffer_size(READ_BUFFER_BYTES)
-        // The contract is text only.
-        .with_parser(ParserConfig::common().max_incoming_binaries(0))
+        // The contract is text only: an event with attachments is taken so far that it can be told so.
+        .with_parser(
+            ParserConfig::common()
+                .max_incoming_binaries(ATTACHMENTS_MAX)
+                .max_incoming_binary_buf_size(config.max_payload_bytes),
+        )
         .build_layer()
 }
 

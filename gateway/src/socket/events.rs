@@ -70,6 +70,10 @@ fn dispatch(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
         Err(Excess::Refused(error)) => return refuse(&name, event, ack, &error),
         Err(Excess::CutOff) => return disconnect(&ack.socket),
     }
+    if event.has_attachments() {
+        let error = ClientError::new(ErrorCode::InvalidPayload, "binary attachments are not taken");
+        return refuse(&name, event, ack, &error);
+    }
     match &*name {
         "init_session" => init_session::on_init_session(connection, event, ack),
         "user_message" => send_message::on_send(connection, Sender::User, event, ack),

@@ -13,7 +13,7 @@ use crate::access::client_address;
 use crate::access::limits::SocketSlot;
 use crate::access::rights::Action;
 use crate::app::Gateway;
-use crate::db::rows::{Snapshot, StoredMessage};
+use crate::db::rows::{CHUNK_BYTES, Snapshot, StoredMessage, fitting};
 use crate::error::ClientError;
 use crate::log::publisher::Publisher;
 use crate::log::session_lookup::Existence;
@@ -26,7 +26,7 @@ use crate::socket::payload::{RawEvent, echo};
 /// Longest wait, after a session is in the log, until it can be read over REST.
 const OPENED_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Most messages in the ack of a client that comes back; the rest is read over REST.
+/// Most messages in the ack of a client that comes back, fewer where they are long; the rest is read over REST.
 const MISSED_MAX: u16 = 500;
 
 /// What a client asks for; anything else counts as nothing asked for.
@@ -257,23 +257,23 @@ async fn missed(
     let emitted = gateway.positions.of(partition);
     // Postgres refuses U+0000 in a text: no message can have such an id.
     let id = if after.contains('\0') { "" } else { after };
-    let Snapshot { stored, rows: mut messages } =
+    let Snapshot { stored, mut rows } =
         gateway.history.messages_from(partition, session, id, MISSED_MAX + 2).await?;
     if emitted.is_some_and(|emitted| !emitted.is_within(stored)) {
         return Ok(None);
     }
-    let reset = messages.first().is_none_or(|first| first.id != after);
+    let reset = rows.first().is_none_or(|first| first.id != after);
     // Another gateway may have shown it before the restore.
     let may_come = MessageId::try_from(after.to_owned()).is_ok();
     if reset && may_come && gateway.lookup.may_be_pending(session, stored.sequence).await {
         return Ok(None);
     }
     // The first is the one that the client has.
-    let first = usize::from(!reset);
-    let end = first + usize::from(MISSED_MAX);
-    let more = messages.len() > end;
-    messages.truncate(end);
+    let mut messages = rows.split_off(usize::from(!reset));
+    let fits = fitting(messages.iter(), CHUNK_BYTES).min(usize::from(MISSED_MAX));
+    let more = messages.len() > fits;
+    messages.truncate(fits);
     // Rows that did not come through the log have no position, and are never emitted.
     let has = messages.iter().filter_map(StoredMessage::position).next_back();
-    Ok(Some(Missed { messages: messages.split_off(first), reset, more, has }))
+    Ok(Some(Missed { messages, reset, more, has }))
 }

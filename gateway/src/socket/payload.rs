@@ -58,6 +58,11 @@ impl RawEvent {
         self.text().len()
     }
 
+    /// Whether binary attachments came with it.
+    pub fn has_attachments(&self) -> bool {
+        matches!(&self.frame, Value::Str(_, Some(attachments)) if !attachments.is_empty())
+    }
+
     /// The event's name.
     pub fn name(&self) -> Cow<'_, str> {
         // Nearly every name is written without an escape, and the rest need not be looked at for it.

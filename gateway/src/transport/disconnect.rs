@@ -6,10 +6,12 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use axum::extract::Request;
 use axum::http::Uri;
+use governor::Quota;
 use socket2::SockRef;
 use socketioxide::TransportType;
 use socketioxide::extract::SocketRef;
@@ -18,6 +20,7 @@ use tokio::net::TcpStream;
 
 use crate::transport::backlog::Backlog;
 use crate::transport::connection_slots::ConnectionSlot;
+use crate::transport::packets::PacketCount;
 
 /// The TCP connection of a request, among its extensions.
 #[derive(Clone)]
@@ -33,6 +36,10 @@ pub struct Line {
     upgraded_for: OnceLock<(Sid, Wires)>,
     /// What waits for the socket that it belongs to.
     backlog: OnceLock<Arc<Backlog>>,
+    /// Whether nothing was read behind the headers of the present request.
+    is_at_headers_end: AtomicBool,
+    /// Whether what comes is a websocket's.
+    is_websocket: AtomicBool,
 }
 
 impl Line {
@@ -43,7 +50,19 @@ impl Line {
             _slot: slot,
             upgraded_for: OnceLock::new(),
             backlog: OnceLock::new(),
+            is_at_headers_end: AtomicBool::new(false),
+            is_websocket: AtomicBool::new(false),
         })
+    }
+
+    /// Whether what was read last was the end of a request's headers.
+    pub fn set_headers_end(&self, is_last: bool) {
+        self.is_at_headers_end.store(is_last, Ordering::Relaxed);
+    }
+
+    /// Whether what comes is a websocket's.
+    pub fn is_websocket(&self) -> bool {
+        self.is_websocket.load(Ordering::Relaxed)
     }
 
     /// So many bytes went out.
@@ -63,18 +82,29 @@ impl Drop for Line {
 }
 
 /// What is known of sockets beside the request that the library keeps of each.
-#[derive(Clone, Default)]
-pub struct Wires(Arc<Mutex<Known>>);
+#[derive(Clone)]
+pub struct Wires {
+    known: Arc<Mutex<Known>>,
+    packets: Option<Quota>,
+}
 
 #[derive(Default)]
 struct Known {
     /// Connections that were upgraded to a websocket for a socket that had begun as polling: a client may open
     /// several, and the library alone knows which one became the socket's. They are forgotten as they end.
     upgraded: HashMap<Sid, Vec<Wire>>,
-    /// What waits for sockets that began as polling.
-    backlogs: HashMap<Sid, Arc<Backlog>>,
+    /// Sockets that began as polling.
+    polling: HashMap<Sid, Polling>,
     /// Sockets whose polling is over.
     ended: HashSet<Sid>,
+}
+
+/// A socket that began as polling.
+struct Polling {
+    /// What waits for it.
+    backlog: Arc<Backlog>,
+    /// What it may send.
+    packets: Arc<PacketCount>,
 }
 
 /// A request of a socket that was disconnected.
@@ -105,7 +135,9 @@ pub fn follow(socket: &SocketRef, backlog: &Arc<Backlog>) {
     if began_as_websocket(&socket.req_parts().uri) {
         return wire.follow(backlog);
     }
-    wires.lock().backlogs.insert(socket.id, Arc::clone(backlog));
+    let packets = Arc::new(PacketCount::new(wires.packets));
+    let polling = Polling { backlog: Arc::clone(backlog), packets };
+    wires.lock().polling.insert(socket.id, polling);
     for wire in wires.upgraded_for(socket.id) {
         wire.follow(backlog);
     }
@@ -116,7 +148,7 @@ pub fn forget(socket: &SocketRef) {
     if let Some(wires) = socket.req_parts().extensions.get::<Wires>() {
         let mut known = wires.lock();
         known.ended.remove(&socket.id);
-        known.backlogs.remove(&socket.id);
+        known.polling.remove(&socket.id);
     }
 }
 
@@ -158,6 +190,21 @@ impl Wire {
         }
     }
 
+    /// What comes from now on is a websocket's, should the request be granted; `false` if something came already.
+    pub fn begin_websocket(&self) -> bool {
+        let Some(line) = self.0.upgrade() else { return false };
+        let begins = line.is_at_headers_end.load(Ordering::Relaxed);
+        line.is_websocket.store(begins, Ordering::Relaxed);
+        begins
+    }
+
+    /// It was not granted.
+    pub fn stay_http(&self) {
+        if let Some(line) = self.0.upgrade() {
+            line.is_websocket.store(false, Ordering::Relaxed);
+        }
+    }
+
     /// The connection speaks websocket from now on, for this socket.
     pub fn upgraded(&self, sid: Sid, wires: &Wires) {
         let Some(line) = self.0.upgrade() else { return };
@@ -177,6 +224,11 @@ impl Wire {
 }
 
 impl Wires {
+    /// No socket is there; each may send so many packets.
+    pub fn new(packets: Option<Quota>) -> Self {
+        Self { known: Arc::default(), packets }
+    }
+
     /// Takes note of a request; gives the socket that it names, unless that one was disconnected.
     pub fn observe<B>(&self, request: &mut Request<B>, wire: &Wire) -> Result<Option<Sid>, Ended> {
         request.extensions_mut().insert(wire.clone());
@@ -196,7 +248,14 @@ impl Wires {
     }
 
     fn backlog_of(&self, sid: Sid) -> Option<Arc<Backlog>> {
-        self.lock().backlogs.get(&sid).cloned()
+        self.lock().polling.get(&sid).map(|polling| Arc::clone(&polling.backlog))
+    }
+
+    /// What a polling socket may send. One that is not connected yet is not known by its name: each of its
+    /// requests counts alone.
+    pub fn packets_of(&self, sid: Sid) -> Arc<PacketCount> {
+        let known = self.lock().polling.get(&sid).map(|polling| Arc::clone(&polling.packets));
+        known.unwrap_or_else(|| Arc::new(PacketCount::new(self.packets)))
     }
 
     /// Not held locked: who holds the last reference to a connection tells these when it is dropped.
@@ -205,6 +264,6 @@ impl Wires {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,6 +4,7 @@ pub mod backlog;
 pub mod connection_slots;
 pub mod disconnect;
 pub mod http_limits;
+pub mod packets;
 pub mod request_body;
 pub mod serve;
 pub mod stream;

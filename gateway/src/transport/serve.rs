@@ -9,8 +9,10 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
+use axum::http::header::UPGRADE;
 use axum::http::{Method, StatusCode};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
+use governor::Quota;
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use shared::lifecycle::Stop;
@@ -23,8 +25,9 @@ use tower::ServiceExt;
 use crate::metrics::METRICS;
 use crate::problem::Problem;
 use crate::transport::connection_slots::{ConnectionSlot, ConnectionSlots};
-use crate::transport::disconnect::Wires;
-use crate::transport::http_limits::HttpLimits;
+use crate::transport::disconnect::{Wire, Wires};
+use crate::transport::http_limits::{HttpLimits, LeastRate};
+use crate::transport::packets::CountedBody;
 use crate::transport::request_body::TimedBody;
 use crate::transport::stream::SharedStream;
 use crate::transport::timeouts::HeadTimer;
@@ -112,7 +115,7 @@ pub async fn serve(
     stop: Stop,
 ) -> anyhow::Result<()> {
     let connections = TaskTracker::new();
-    let wires = Wires::default();
+    let wires = Wires::new(bounds.packets);
     let mut accepting = JoinSet::new();
     for listener in listeners {
         let server = Server {
@@ -141,6 +144,8 @@ pub struct Bounds {
     pub http: HttpLimits,
     /// All of them.
     pub slots: Arc<ConnectionSlots>,
+    /// Packets of one socket, of whatever kind.
+    pub packets: Option<Quota>,
 }
 
 /// What every connection needs.
@@ -177,34 +182,15 @@ impl Server {
     /// Serves one connection; at the stop it ends after the answer that is under way. An upgrade ends
     /// it too: websockets live on in tasks of the library.
     async fn serve_connection(self, stream: TcpStream, peer: SocketAddr, slot: ConnectionSlot) {
-        let Self { router, wires, bounds: Bounds { http: limits, .. }, stop, .. } = self;
+        let Self { router, wires, bounds: Bounds { http: limits, packets, .. }, stop, .. } = self;
         prepare(&stream);
-        let stream = SharedStream::new(stream, slot, limits.least_rate);
+        let stream = SharedStream::new(stream, slot, limits.least_rate, packets);
         let wire = stream.wire();
         let timer = HeadTimer::new(limits.header_time, stream.activity());
+        let exchange = Exchange { router, wires, wire, least_rate: limits.least_rate };
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(peer));
-            let named = wires.observe(&mut request, &wire);
-            let (router, wires, wire) = (router.clone(), wires.clone(), wire.clone());
-            async move {
-                let Ok(named) = named else {
-                    // What the library answers to a socket that it does not know.
-                    let problem = Problem::new(StatusCode::BAD_REQUEST, "Session ID unknown");
-                    return Ok(problem.into_response());
-                };
-                let polls = request.method() == Method::GET;
-                let request = request.map(|body| TimedBody::new(body, limits.least_rate));
-                let response = router.oneshot(request).await?;
-                match (named, response.status()) {
-                    (Some(sid), StatusCode::SWITCHING_PROTOCOLS) => wire.upgraded(sid, &wires),
-                    (Some(sid), StatusCode::OK) if polls => {
-                        let bytes = response.body().size_hint().lower();
-                        wires.polled(sid, usize::try_from(bytes).unwrap_or(usize::MAX));
-                    }
-                    _ => {}
-                }
-                Ok::<_, Infallible>(response)
-            }
+            exchange.clone().answer(request)
         });
         let connection = http1::Builder::new()
             .timer(timer)
@@ -225,6 +211,55 @@ impl Server {
             tracing::debug!(%error, "a connection ended with an error");
         }
     }
+}
+
+/// One request of a connection, and its answer.
+#[derive(Clone)]
+struct Exchange {
+    router: Router,
+    wires: Wires,
+    wire: Wire,
+    least_rate: LeastRate,
+}
+
+impl Exchange {
+    async fn answer(self, mut request: Request<Incoming>) -> Result<Response, Infallible> {
+        let Ok(named) = self.wires.observe(&mut request, &self.wire) else {
+            // What the library answers to a socket that it does not know.
+            return Ok(refusal("Session ID unknown"));
+        };
+        let asks_to_upgrade = request.headers().contains_key(UPGRADE);
+        if asks_to_upgrade && !self.wire.begin_websocket() {
+            return Ok(refusal("something stands behind the request for a websocket"));
+        }
+        let polls = request.method() == Method::GET;
+        let count = named.map(|sid| self.wires.packets_of(sid));
+        let timed = |body| TimedBody::new(body, self.least_rate);
+        let request = request.map(|body| CountedBody::new(timed(body), count));
+        let response = self.router.oneshot(request).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            if !asks_to_upgrade {
+                return Ok(refusal("the header Upgrade is missing"));
+            }
+            if let Some(sid) = named {
+                self.wire.upgraded(sid, &self.wires);
+            }
+            return Ok(response);
+        }
+        self.wire.stay_http();
+        if let Some(sid) = named
+            && polls
+            && response.status() == StatusCode::OK
+        {
+            let bytes = response.body().size_hint().lower();
+            self.wires.polled(sid, usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+        Ok(response)
+    }
+}
+
+fn refusal(detail: &'static str) -> Response {
+    Problem::new(StatusCode::BAD_REQUEST, detail).into_response()
 }
 
 /// Small packets leave at once, and a peer that takes nothing is given up.

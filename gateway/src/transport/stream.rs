@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use governor::Quota;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use crate::metrics::METRICS;
+use crate::metrics::{Excess, METRICS};
 use crate::transport::connection_slots::ConnectionSlot;
 use crate::transport::disconnect::{Line, Wire};
 use crate::transport::http_limits::LeastRate;
+use crate::transport::packets::{Frames, HeadersEnd, PacketCount};
 use crate::transport::timeouts::Activity;
 
 /// A TCP connection that can be ended while it is served.
@@ -27,6 +29,10 @@ pub struct SharedStream {
     least: LeastRate,
     /// While the client takes nothing more: how much it took in the present time.
     unread: Option<Box<Unread>>,
+    headers_end: HeadersEnd,
+    /// Of a websocket.
+    frames: Option<Box<Frames>>,
+    packets: Option<Quota>,
 }
 
 /// Something waits for a client that does not read as fast as it comes.
@@ -37,8 +43,21 @@ struct Unread {
 
 impl SharedStream {
     /// Shares the connection between the server and [`Wire`]s.
-    pub fn new(stream: TcpStream, slot: ConnectionSlot, least: LeastRate) -> Self {
-        Self { line: Line::new(stream, slot), activity: Activity::default(), least, unread: None }
+    pub fn new(
+        stream: TcpStream,
+        slot: ConnectionSlot,
+        least: LeastRate,
+        packets: Option<Quota>,
+    ) -> Self {
+        Self {
+            line: Line::new(stream, slot),
+            activity: Activity::default(),
+            least,
+            unread: None,
+            headers_end: HeadersEnd::default(),
+            frames: None,
+            packets,
+        }
     }
 
     /// Tells of what is read.
@@ -66,6 +85,22 @@ impl SharedStream {
 }
 
 impl SharedStream {
+    /// Counts the packets of a websocket; of HTTP it is known where a request's headers end.
+    fn count(&mut self, bytes: &[u8]) -> Result<(), Excess> {
+        if !self.line.is_websocket() {
+            self.frames = None;
+            self.line.set_headers_end(self.headers_end.read(bytes));
+            return Ok(());
+        }
+        let packets = self.packets;
+        let frames =
+            self.frames.get_or_insert_with(|| Box::new(Frames::new(PacketCount::new(packets))));
+        frames.read(bytes).inspect_err(|excess| {
+            METRICS.excess(*excess);
+            tracing::debug!(%excess, "a websocket is cut off");
+        })
+    }
+
     /// Waits for the client to take something; an error once it took less than it must. The timer is there only
     /// while something waits: an idle connection has none.
     fn poll_unread(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
@@ -91,7 +126,7 @@ impl SharedStream {
 
 impl Read for SharedStream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
@@ -103,6 +138,7 @@ impl Read for SharedStream {
             let room = buffer.remaining().min(bytes.len());
             match self.try_read(&mut bytes[..room]) {
                 Ok(read) => {
+                    self.count(&bytes[..read]).map_err(io::Error::other)?;
                     buffer.put_slice(&bytes[..read]);
                     self.activity.note();
                     return Poll::Ready(Ok(()));
@@ -137,6 +173,7 @@ impl Write for SharedStream {
                 written => {
                     let taken = *written.as_ref().unwrap_or(&0);
                     self.line.wrote(taken);
+                    self.headers_end.answered();
                     if let Some(unread) = &mut self.unread {
                         unread.taken += taken as u64;
                     }

@@ -79,3 +79,40 @@ async fn a_client_whose_resume_is_refused_is_shown_nothing_of_the_session() {
     listener.ask("user_message", json!({})).await;
     assert!(listener.messages().await.is_empty());
 }
+
+/// The longest is a row that something else than this system wrote.
+#[tokio::test]
+async fn a_long_history_is_given_in_parts_of_so_many_bytes_and_none_is_missing() {
+    let stack = Stack::start().await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
+    let insert = r#"
+        INSERT INTO "Message" ("id", "sender", "content", "chatSessionId")
+        SELECT 'm' || n, 'user', n || repeat(CASE n % 3 WHEN 0 THEN chr(1) ELSE 'я' END, CASE n
+            WHEN 31 THEN 400000 WHEN 32 THEN 200000 ELSE 5 + 1000 * (n % 7) END), s."id"
+        FROM "ChatSession" s, generate_series(1, 700) n WHERE s."sessionId" = $1 ORDER BY n"#;
+    sqlx::query(insert).bind(&session).execute(&stack.pool()).await.unwrap();
+    let mut seen: Vec<String> = Vec::new();
+    let mut parts = 0;
+    loop {
+        let after = seen.last().map_or("none of this session", String::as_str);
+        let ack = client.ask("init_session", json!({ "sessionId": session, "after": after })).await;
+        let messages = ack["messages"].as_array().unwrap();
+        let bytes = ack.to_string().len();
+        assert!(bytes < 300_000 || messages.len() == 1, "{} in {bytes} bytes", messages.len());
+        assert!(!messages.is_empty() && messages.len() <= 500);
+        assert_eq!(ack["reset"], seen.is_empty());
+        seen.extend(messages.iter().map(|message| message["id"].as_str().unwrap().to_owned()));
+        parts += 1;
+        if ack["more"] == false {
+            break;
+        }
+    }
+    let all: Vec<_> = (1..=700).map(|n| format!("m{n}")).collect();
+    assert_eq!(seen, all);
+    assert!(parts > 10, "{parts} parts");
+    // Nothing follows the last.
+    let last = json!({ "sessionId": session, "after": "m700" });
+    let ack = client.ask("init_session", last).await;
+    assert_eq!((&ack["messages"], &ack["more"]), (&json!([]), &json!(false)));
+}

@@ -510,20 +510,25 @@ async fn answers_that_nobody_fetches_cost_little_and_end_their_socket() {
     assert!(grown < MEMORY_MAX_BYTES, "{grown} bytes more");
     assert_eq!(silent.poll().await, None, "it is gone");
 
-    // Who reads is given as much as it asks for.
+    // Who reads is given what it asks for: of a resume so much at a time, of a history all of it at once.
     let reader = Poller::open(&stack, NEIGHBOUR).await;
     for ack in 0..5 {
         reader.resume(ack, &session).await;
         let heard = reader.heard(&format!("43{ack}[")).await;
-        assert!(heard.len() > 4_000_000, "{} bytes", heard.len());
+        assert!((200_000..300_000).contains(&heard.len()), "{} bytes", heard.len());
+        assert!(heard.contains(r#""more":true"#), "the rest is read over REST");
     }
+    let asked = serde_json::json!(["get-messages", { "sessionId": session }]);
+    reader.post(&format!("4210{asked}")).await;
+    let heard = reader.heard("4310[").await;
+    assert!(heard.len() > 4_000_000, "{} bytes", heard.len());
     assert!(overfull(&stack, "socket").await < 0.1);
 }
 
 #[tokio::test]
 async fn what_waits_for_the_sockets_of_an_address_is_bounded_and_disturbs_no_other() {
     const SOCKETS: usize = 12;
-    let stack = Stack::builder().env("WAITING_BYTES_PER_ADDRESS", "16000000").start().await;
+    let stack = Stack::builder().env("WAITING_BYTES_PER_ADDRESS", "900000").start().await;
     let session = long_history(&stack, 500, 16_000).await;
     let mut strangers = Vec::new();
     for _ in 0..SOCKETS {
@@ -533,16 +538,131 @@ async fn what_waits_for_the_sockets_of_an_address_is_bounded_and_disturbs_no_oth
     }
     let neighbour = Poller::open(&stack, NEIGHBOUR).await;
     neighbour.resume(0, &session).await;
-    // Three of some four megabytes each are left to it.
+    // Three of some quarter of a megabyte each are left to it.
     eventually(3 * SOON, "the others are ended", async || overfull(&stack, "address").await > 8.5)
         .await;
-    assert!(neighbour.heard("430[").await.len() > 4_000_000);
+    assert!(neighbour.heard("430[").await.len() > 200_000);
     let mut left = 0;
     for stranger in &strangers {
         left += usize::from(stranger.poll().await.is_some());
     }
     assert_eq!(left, 3);
     assert!(overfull(&stack, "address").await < 9.5 && overfull(&stack, "all").await < 0.1);
+}
+
+/// The connections and requests that were ended for what they sent.
+async fn excessive(stack: &Stack, reason: &str) -> f64 {
+    let sample = format!("chat_gateway_excessive_packets_total{{reason=\"{reason}\"}}");
+    metric(stack, &sample).await
+}
+
+/// Reads until the connection ends; `false` if it does not.
+async fn ends(socket: &mut Websocket) -> bool {
+    let reading = async { while socket.next().await.is_some_and(|packet| packet.is_ok()) {} };
+    timeout(SOON, reading).await.is_ok()
+}
+
+#[tokio::test]
+async fn names_of_namespaces_that_are_not_served_come_back_only_where_they_are_short() {
+    let stack = Stack::start().await;
+    let before = stack.gateway(0).resident_bytes();
+    let long = "n".repeat(900_000);
+    for join in ["3", "40"] {
+        let mut socket = websocket(&stack, "").await;
+        text(&mut socket).await;
+        send(&mut socket, join).await;
+        send(&mut socket, "40/short?a=b,").await;
+        while !packet(&mut socket).await.starts_with("44/short?a=b,") {}
+        for _ in 0..300 {
+            send(&mut socket, &format!("40/{long},")).await;
+        }
+        assert!(ends(&mut socket).await, "a websocket ends, joined by `{join}`");
+    }
+    assert!(excessive(&stack, "namespace").await > 1.5);
+
+    for join in ["3", "40"] {
+        let sid = open_polling(&stack).await;
+        let poll = stack.url(&format!("/socket.io/?EIO=4&transport=polling&sid={sid}"));
+        for body in [join.to_owned(), format!("40/short,\u{1e}40/{long},")] {
+            stack.http().post(&poll).body(body).send().await.unwrap();
+        }
+        let status = stack.http().post(&poll).body("3").send().await.unwrap().status();
+        assert_eq!(status, 400, "polling ends, joined by `{join}`");
+    }
+    assert!(excessive(&stack, "namespace").await > 3.5);
+    let grown = stack.gateway(0).resident_bytes().saturating_sub(before);
+    assert!(grown < MEMORY_MAX_BYTES, "{grown} bytes more");
+    assert!(is_served(&stack, NEIGHBOUR).await);
+}
+
+#[tokio::test]
+async fn packets_that_no_handler_sees_are_counted_too() {
+    let stack = Stack::builder()
+        .env("LIMITS", "on")
+        .env("MESSAGES_PER_SECOND", "5")
+        .env("MESSAGES_BURST", "10")
+        .start()
+        .await;
+    let floods = [
+        Message::text("3"),
+        Message::text("437[{}]"),
+        Message::text(r#"42/other,["user_message",{}]"#),
+        Message::text("40/other,"),
+        Message::Ping(Vec::new().into()),
+    ];
+    let mut ended = 0.5;
+    for (at, packet) in floods.into_iter().enumerate() {
+        let (mut socket, _) =
+            if at % 2 == 0 { direct(&stack).await } else { upgraded(&stack).await };
+        for _ in 0..1_000 {
+            socket.feed(packet.clone()).await.unwrap();
+        }
+        socket.flush().await.unwrap();
+        send(&mut socket, r#"420["init_session",{}]"#).await;
+        while !text(&mut socket).await.starts_with("430") {}
+        for _ in 0..20_000 {
+            if socket.send(packet.clone()).await.is_err() {
+                break;
+            }
+        }
+        assert!(ends(&mut socket).await, "a flood of {packet:?} ends");
+        eventually(SOON, "it is counted", async || excessive(&stack, "packets").await > ended)
+            .await;
+        ended += 1.0;
+    }
+
+    let sid = open_polling(&stack).await;
+    let poll = stack.url(&format!("/socket.io/?EIO=4&transport=polling&sid={sid}"));
+    stack.http().post(&poll).body("40").send().await.unwrap();
+    let mut taken = 0;
+    while stack.http().post(&poll).body(["3"; 500].join("\u{1e}")).send().await.unwrap().status()
+        == 200
+    {
+        taken += 500;
+        assert!(taken < 20_000, "a flood of packets over polling ends");
+    }
+    assert!(taken >= 1_000, "only {taken} packets were taken");
+}
+
+#[tokio::test]
+async fn a_websocket_begins_only_where_nothing_stands_behind_its_request() {
+    let stack = Stack::start().await;
+    let upgrade = "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
+                   Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    // A connection that was used before, as proxies keep them.
+    let mut kept = connect(&stack, STRANGER, false).await;
+    for _ in 0..3 {
+        assert!(ask(&mut kept, HEALTH).await.unwrap().starts_with("HTTP/1.1 200"));
+    }
+    assert!(ask(&mut kept, upgrade).await.unwrap().starts_with("HTTP/1.1 101"));
+    for behind in ["x", "\u{81}\u{0}frame\r\n\r\n", HEALTH] {
+        let mut stream = connect(&stack, STRANGER, false).await;
+        let answer = ask(&mut stream, &format!("{upgrade}{behind}")).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    }
+    let mut both = connect(&stack, STRANGER, false).await;
+    let first = ask(&mut both, &format!("{HEALTH}{upgrade}")).await.unwrap();
+    assert!(first.starts_with("HTTP/1.1 200") && !first.contains(" 101 "), "{first}");
 }
 
 #[tokio::test]
