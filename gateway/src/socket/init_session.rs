@@ -269,11 +269,13 @@ async fn missed(
         return Ok(None);
     }
     // The first is the one that the client has.
-    let mut messages = rows.split_off(usize::from(!reset));
-    let fits = fitting(messages.iter(), CHUNK_BYTES).min(usize::from(MISSED_MAX));
-    let more = messages.len() > fits;
-    messages.truncate(fits);
-    // Rows that did not come through the log have no position, and are never emitted.
-    let has = messages.iter().filter_map(StoredMessage::position).next_back();
+    let first = usize::from(!reset);
+    let fits = fitting(rows[first..].iter(), CHUNK_BYTES).min(usize::from(MISSED_MAX));
+    let more = rows.len() > first + fits;
+    rows.truncate(first + fits);
+    // That one counts too: this gateway may be about to emit it. Rows that did not come through the log have no
+    // position, and are never emitted.
+    let has = rows.iter().filter_map(StoredMessage::position).next_back();
+    let messages = rows.split_off(first);
     Ok(Some(Missed { messages, reset, more, has }))
 }

@@ -80,6 +80,29 @@ async fn a_client_whose_resume_is_refused_is_shown_nothing_of_the_session() {
     assert!(listener.messages().await.is_empty());
 }
 
+/// It was shown the message by another gateway, and this one is behind.
+#[tokio::test]
+async fn a_client_is_not_shown_again_what_it_comes_back_with() {
+    let stack = Stack::builder().gateways(2).proxy(Link::GatewayNats).start().await;
+    let js_clients = JsClients::start().await;
+    let there = js_clients.client(&stack.gateway(1).url(""), &["websocket"]).await;
+    let here = js_clients.client(&stack.gateway(0).url(""), &["websocket"]).await;
+    let session = there.stay(None).await["sessionId"].clone();
+    stack.proxy(Link::GatewayNats, 0).cut();
+    there.ask("user_message", json!({ "sessionId": session, "content": "known" })).await;
+    eventually(SOON, "it is shown there", async || there.messages().await.len() == 1).await;
+    let after = there.messages().await[0]["id"].clone();
+    let ack = here.ask("init_session", json!({ "sessionId": session, "after": after })).await;
+    assert_eq!((&ack["resumed"], &ack["messages"]), (&json!(true), &json!([])), "{ack}");
+    stack.proxy(Link::GatewayNats, 0).mend();
+    there.ask("user_message", json!({ "sessionId": session, "content": "new" })).await;
+    eventually(SOON, "what is new is shown", async || {
+        here.messages().await.iter().any(|message| message["content"] == "new")
+    })
+    .await;
+    assert_eq!(here.messages().await.len(), 1, "{:?}", here.messages().await);
+}
+
 /// The longest is a row that something else than this system wrote.
 #[tokio::test]
 async fn a_long_history_is_given_in_parts_of_so_many_bytes_and_none_is_missing() {
