@@ -52,19 +52,13 @@ const FIELDS: [&str; 10] = [
     "token",
     "isAI",
 ];
-const PATHS: [&str; 9] = [
-    "/api/chats",
-    "/api/chats/",
-    "/health",
-    "/ready",
-    "/openapi.json",
-    "/docs",
-    "/socket.io/",
-    "/metrics",
-    "/",
-];
-const PARAMETERS: [&str; 8] =
-    ["limit", "cursor", "after", "before", "EIO", "transport", "sid", "t"];
+/// Every route, its methods and its parameters.
+const OPENAPI: &str = include_str!("../../../gateway/src/http/openapi/openapi.json");
+/// What is no route of it.
+const OTHER_PATHS: [&str; 4] = ["/socket.io/", "/metrics", "/", "/api/chats/"];
+const OTHER_PARAMETERS: [&str; 5] = ["EIO", "transport", "sid", "t", "limit"];
+/// Stands in a path for a session that exists.
+const KNOWN: &str = "a-session-that-exists";
 
 /// Any text, often one that means something somewhere.
 fn text() -> impl Strategy<Value = String> {
@@ -128,19 +122,46 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
 
 #[derive(Clone, Debug)]
 struct Request {
-    method: &'static str,
+    method: String,
     path: String,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
 }
 
+/// A method, a path and the names of its parameters.
+type Route = (String, String, Vec<String>);
+
+fn routes() -> Vec<Route> {
+    let document: Value = serde_json::from_str(OPENAPI).unwrap();
+    let mut routes = Vec::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let parameters = operation["parameters"].as_array().into_iter().flatten();
+            let names = parameters.filter_map(|parameter| parameter["name"].as_str());
+            let names = names.map(str::to_owned).collect();
+            routes.push((method.to_uppercase(), path.clone(), names));
+        }
+    }
+    assert!(routes.iter().any(|(method, path, _)| method == "GET" && path.ends_with("/export")));
+    assert!(routes.iter().any(|(method, ..)| method == "DELETE"));
+    routes
+}
+
+/// A route of the document, most of its parameters given, or another one.
+fn route() -> impl Strategy<Value = Route> {
+    let method = proptest::sample::select(&["PUT", "HEAD", "OPTIONS", "PATCH", "GET", "POST"][..]);
+    let other = (method, proptest::sample::select(&OTHER_PATHS[..]), "[ -~]{0,40}").prop_map(
+        |(method, path, more)| {
+            let path = format!("{path}{}", more.replace(['#', '?'], ""));
+            (method.to_owned(), path, OTHER_PARAMETERS.map(str::to_owned).to_vec())
+        },
+    );
+    prop_oneof![4 => proptest::sample::select(routes()), 1 => other]
+}
+
 fn request() -> impl Strategy<Value = Request> {
-    let path = (proptest::sample::select(&PATHS[..]), "[ -~]{0,40}", proptest::bool::weighted(0.3));
-    let path = path.prop_map(|(path, more, with)| {
-        if with { format!("{path}{}", more.replace(['#', '?'], "")) } else { path.into() }
-    });
-    let parameters =
-        proptest::collection::vec((proptest::sample::select(&PARAMETERS[..]), text()), 0..4);
+    let session = prop_oneof![2 => Just(KNOWN.to_owned()), 1 => text()];
+    let values = proptest::collection::vec(proptest::option::weighted(0.6, text()), 8);
     let header = proptest::sample::select(
         &[
             "authorization",
@@ -150,18 +171,25 @@ fn request() -> impl Strategy<Value = Request> {
             "content-type",
             "idempotency-key",
             "accept",
+            "if-none-match",
         ][..],
     );
     let headers = proptest::collection::vec((header, "[ -~]{0,60}"), 0..3);
-    let method =
-        proptest::sample::select(&["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"][..]);
-    let body = proptest::collection::vec(frame(), 0..4).prop_map(|frames| frames.join(&b'\x1e'));
-    (method, path, parameters, headers, body).prop_map(
-        |(method, path, parameters, headers, body)| {
+    let frames = proptest::collection::vec(frame(), 0..4).prop_map(|frames| frames.join(&b'\x1e'));
+    let body = prop_oneof![frames, value().prop_map(|value| value.to_string().into_bytes())];
+    (route(), session, values, headers, body).prop_map(
+        |((method, path, parameters), session, values, mut headers, body)| {
             let mut url = reqwest::Url::parse("http://gateway").unwrap();
-            url.set_path(&path);
-            url.query_pairs_mut().extend_pairs(parameters);
+            let segments = path.split('/').skip(1);
+            let segments = segments.map(|part| if part.starts_with('{') { &session } else { part });
+            url.path_segments_mut().unwrap().clear().extend(segments);
+            let given = parameters.iter().zip(values);
+            let given = given.filter_map(|(name, value)| Some((name, value?)));
+            url.query_pairs_mut().extend_pairs(given);
             let path = format!("{}?{}", url.path(), url.query().unwrap_or_default());
+            if body.first() == Some(&b'{') {
+                headers.push(("content-type", "application/json".to_owned()));
+            }
             Request { method, path, headers, body }
         },
     )
@@ -197,13 +225,16 @@ async fn over_websocket(stack: &Stack, frames: Vec<Vec<u8>>) -> Result<(), Strin
         .map_err(|_| "neither an answer nor an end".into())
 }
 
+/// Sends a request; where it is of a session that exists, of this one.
 async fn over_http(
     stack: &Stack,
     client: &reqwest::Client,
+    session: &str,
     request: Request,
 ) -> Result<(), String> {
     let method = request.method.parse::<reqwest::Method>().unwrap();
-    let mut builder = client.request(method, stack.url(&request.path)).body(request.body);
+    let url = stack.url(&request.path.replace(KNOWN, session));
+    let mut builder = client.request(method, url).body(request.body);
     for (name, value) in request.headers {
         builder = builder.header(name, value);
     }
@@ -214,8 +245,8 @@ async fn over_http(
     }
 }
 
-/// Somebody else's conversation goes on.
-async fn others_go_on(stack: &Stack) {
+/// Somebody else's conversation goes on; gives its session.
+async fn others_go_on(stack: &Stack) -> String {
     let client = tests::JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = client.stay(None).await["sessionId"].clone();
     let ack =
@@ -224,6 +255,7 @@ async fn others_go_on(stack: &Stack) {
     assert!(!stack.gateway(0).logs().contains("panicked"), "{}", stack.gateway(0).logs());
     assert!(!stack.persister(0).logs().contains("panicked"), "{}", stack.persister(0).logs());
     assert!(stack.gateway(0).is_running() && stack.persister(0).is_running());
+    session.as_str().unwrap().to_owned()
 }
 
 fn runner() -> TestRunner {
@@ -240,7 +272,6 @@ fn nothing_that_a_client_sends_does_harm() {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let stack = runtime.block_on(Stack::start());
     let client = reqwest::Client::new();
-    runtime.block_on(others_go_on(&stack));
     let start = Instant::now();
     let (cases, mut least) = (AtomicU64::new(0), u64::MAX);
     while start.elapsed() < Duration::from_secs(time) {
@@ -251,10 +282,13 @@ fn nothing_that_a_client_sends_does_harm() {
                 runtime.block_on(over_websocket(&stack, frames)).map_err(failed)
             })
             .unwrap();
+        // Some request has the one before erased.
+        let session = runtime.block_on(others_go_on(&stack));
         runner()
             .run(&request(), |request| {
                 cases.fetch_add(1, Ordering::Relaxed);
-                runtime.block_on(over_http(&stack, &client, request)).map_err(failed)
+                let sent = over_http(&stack, &client, &session, request);
+                runtime.block_on(sent).map_err(failed)
             })
             .unwrap();
         least = least.min(stack.gateway(0).resident_bytes());
