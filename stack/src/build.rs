@@ -21,14 +21,21 @@ pub fn cargo() -> OsString {
 /// What `cargo up` runs. The tests and what only they need are left out; that the rest has the same
 /// features with and without them, so that it is built once, is held by a test.
 pub const SERVICES: &[&str] = &["--package", "gateway", "--package", "persister"];
+/// Their programs.
+pub const PROGRAMS: &[&str] = &["gateway", "persister"];
 /// Everything, for the tests.
 pub const WORKSPACE: &[&str] = &["--workspace"];
 
-/// Builds the programs of these packages, and reports about them on standard output.
-pub fn args(packages: &[&'static str], release: bool) -> Vec<&'static str> {
+/// Builds these programs with the features of these packages, and reports about them on standard output.
+pub fn args(
+    packages: &[&'static str],
+    programs: &[&'static str],
+    release: bool,
+) -> Vec<&'static str> {
     let profile = release.then_some("--release");
-    let fixed = ["build", "--bins", "--message-format=json-render-diagnostics"];
-    fixed.into_iter().chain(packages.iter().copied()).chain(profile).collect()
+    let fixed = ["build", "--message-format=json-render-diagnostics"];
+    let programs = programs.iter().flat_map(|program| ["--bin", program]);
+    fixed.into_iter().chain(packages.iter().copied()).chain(programs).chain(profile).collect()
 }
 
 /// Our environment without what cargo put there.

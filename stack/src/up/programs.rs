@@ -32,7 +32,11 @@ pub(crate) fn build(
         env: build::environment().collect(),
         output: Output::Report(report.clone()),
         foreground: true,
-        ..Program::new("cargo", build::cargo()).args(build::args(build::SERVICES, options.release))
+        ..Program::new("cargo", build::cargo()).args(build::args(
+            build::SERVICES,
+            build::PROGRAMS,
+            options.release,
+        ))
     };
     let child = cargo.start(machine)?;
     let status = wait::until(BUILDS_WITHIN, "the build", || {

@@ -53,7 +53,7 @@ fn urls(path: &Path) -> Result<HashMap<String, String>> {
 /// The program as it is built now, with the same profile.
 fn persister(settings: &Settings, options: &Options) -> Result<PathBuf> {
     let mut cargo = Command::new(build::cargo());
-    cargo.args(build::args(build::SERVICES, options.release)).arg("--quiet");
+    cargo.args(build::args(build::SERVICES, build::PROGRAMS, options.release)).arg("--quiet");
     cargo.current_dir(&settings.project).env_clear().envs(build::environment());
     let report = tool::run_visibly(cargo, BUILDS_WITHIN).context("the persister does not build")?;
     Ok(Programs::of_report(&report).path("persister")?.to_path_buf())
