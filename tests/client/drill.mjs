@@ -181,6 +181,7 @@ async function drill() {
   const members = rooms.flatMap((room) => room.members);
   const connects = tally.connects;
   let ended = 0;
+  const began = Date.now();
   members.forEach((member) => member.talk().then(() => { ended += 1; }, (error) => { failure = error; }));
   const flows = (since) => () => members.every((member) => member.hasSaid(since));
   await eventually("everybody is shown what they say", flows(0));
@@ -188,6 +189,7 @@ async function drill() {
   await eventually("everybody is shown what they say again", flows(Date.now()));
   talking = false;
   await eventually("everything is acked", () => ended === members.length);
+  const took = (Date.now() - began) / 1_000;
   const said = members.reduce((sum, member) => sum + member.said.length, 0);
   const shown = () => members.reduce((sum, member) => sum + member.shown.length, 0);
   // What comes too late, or twice, is told below.
@@ -195,8 +197,8 @@ async function drill() {
   const wrong = (await Promise.all(rooms.map(mistakes))).flat();
   members.forEach((member) => member.socket.disconnect());
   if (wrong.length > 0) throw new Error(wrong.join("\n"));
-  const seconds = (tally.longest / 1_000).toFixed(1);
-  console.log(`${said} messages, each stored and shown once, in order; the longest wait was ${seconds} s, `
+  console.log(`${said} messages in ${took.toFixed(1)} s, ${Math.round(said / took)} a second, each stored and `
+    + `shown once, in order; the longest wait was ${(tally.longest / 1_000).toFixed(1)} s, `
     + `${tally.connects - connects} connections were made anew, ${tally.refusals} answers were errors`);
 }
 
