@@ -20,6 +20,15 @@ impl Backend {
         must(Self::named(&choice), "TEST_BACKEND")
     }
 
+    /// The major version of its Postgres, where that is not the one of the programs of this machine.
+    pub(crate) fn postgres_major(self) -> Option<u32> {
+        match self {
+            Self::Local => None,
+            #[cfg(feature = "docker")]
+            Self::Docker => Some(crate::docker::postgres_major()),
+        }
+    }
+
     fn named(choice: &str) -> Result<Self, String> {
         match choice {
             "" | "local" => Ok(Self::Local),

@@ -259,9 +259,11 @@ impl Builder {
         stack
     }
 
-    /// Its processes, but for the nats-server that every stack has.
+    /// Its processes, but for the nats-server that every stack has. Of containers every stack has a Postgres too.
     fn room(&self) -> usize {
-        let postgres = usize::from(matches!(self.postgres, Source::Own { .. }));
+        let own =
+            Backend::chosen() != Backend::Local || matches!(self.postgres, Source::Own { .. });
+        let postgres = usize::from(own);
         match self.work {
             Work::Waits => self.gateways + self.persisters + self.nats_servers - 1 + postgres,
             Work::Busy => Room::half(),

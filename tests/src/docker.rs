@@ -93,14 +93,26 @@ pub(crate) fn postgres_url(container: &Container) -> String {
     format!("postgresql://{USER}:{PASSWORD}@127.0.0.1:{}/postgres", container.port())
 }
 
-/// The image that Compose runs.
+/// The major version of the containers' Postgres.
+pub(crate) fn postgres_major() -> u32 {
+    let (_, tag) = named_image("postgres");
+    let major = tag.split(['.', '-']).next().and_then(|major| major.parse().ok());
+    must(major.with_context(|| tag.clone()), "reading a tag of Postgres")
+}
+
 fn image(service: &str) -> GenericImage {
-    let read = || -> Result<GenericImage> {
+    let (name, tag) = named_image(service);
+    GenericImage::new(name, tag)
+}
+
+/// Name and tag of the image that Compose runs.
+fn named_image(service: &str) -> (String, String) {
+    let read = || -> Result<(String, String)> {
         let compose = fs::read_to_string(workspace().join("compose.yaml"))?;
         let compose: Value = serde_saphyr::from_str(&compose)?;
         let image = compose["services"][service]["image"].as_str().context("no image")?;
         let (name, tag) = image.split_once(':').context("no tag")?;
-        Ok(GenericImage::new(name, tag))
+        Ok((name.to_owned(), tag.to_owned()))
     };
     must(read(), "looking for an image in compose.yaml")
 }

@@ -6,10 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use stack::find;
 use stack::run_dir::RunDir;
 use tokio::process::Command;
 
+use crate::backend::Backend;
 use crate::binaries::{machine, program, workspace};
 use crate::stack::Stack;
 use crate::wait::{blocking, must};
@@ -57,11 +59,32 @@ impl Shell {
         });
         let shell = shell.await;
         let found = |name: &str| env::split_paths(&shell.path).any(|at| at.join(name).is_file());
-        if PROGRAMS.into_iter().all(found) {
-            return Some(shell);
+        if !PROGRAMS.into_iter().all(found) {
+            eprintln!("NOT CHECKED: one of these is not here: {}", PROGRAMS.join(", "));
+            return None;
         }
-        eprintln!("NOT CHECKED: one of these is not here: {}", PROGRAMS.join(", "));
-        None
+        Some(shell)
+    }
+
+    /// Opens one that can back up a stack's database. `None`, and a line that says so, also where `pg_dump` is older
+    /// than the stack's Postgres, which it refuses then.
+    pub async fn open_to_back_up() -> Option<Self> {
+        let shell = Self::open().await?;
+        if let Some(server) = Backend::chosen().postgres_major()
+            && shell.pg_dump_major().await < server
+        {
+            eprintln!("NOT CHECKED: pg_dump is older than Postgres {server}");
+            return None;
+        }
+        Some(shell)
+    }
+
+    async fn pg_dump_major(&self) -> u32 {
+        // pg_dump (PostgreSQL) 18.6
+        let printed = self.run_with(&[], "pg_dump --version").await;
+        let version = printed.split_whitespace().nth(2);
+        let major = version.and_then(|version| version.split('.').next()?.parse().ok());
+        must(major.with_context(|| printed.clone()), "reading a version")
     }
 
     /// The folder that it works in.

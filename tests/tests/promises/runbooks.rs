@@ -40,7 +40,7 @@ async fn is_stored(stack: &Stack, session: &str, count: usize) {
 
 #[tokio::test]
 async fn a_restored_backup_catches_up_by_the_commands_of_the_runbook() {
-    let Some(shell) = Shell::open().await else { return };
+    let Some(shell) = Shell::open_to_back_up().await else { return };
     let stack = Stack::start().await;
     let (client, session) = enter(&stack).await;
     let [back_up, restore, wait] = blocks("backup.md").try_into().expect("three blocks");

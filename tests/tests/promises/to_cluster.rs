@@ -130,7 +130,7 @@ async fn is_delivered(conversations: &[Conversation]) {
 
 #[tokio::test]
 async fn the_log_moves_to_a_cluster_while_clients_talk_and_nothing_is_lost() {
-    let Some(shell) = Shell::open().await else { return };
+    let Some(shell) = Shell::open_to_back_up().await else { return };
     let stack = Stack::builder().gateways(2).persisters(2).start().await;
     let js_clients = JsClients::start().await;
     let mut conversations = Vec::new();
