@@ -15,20 +15,34 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub async fn wait(history: &History, stop: &Stop) -> anyhow::Result<Option<()>> {
     let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
     loop {
-        match history.schema_version().await.map(|version| version >= Some(SCHEMA_VERSION)) {
-            Ok(true) => {
-                let replica = history.is_replica().await?;
+        match look(history).await {
+            Ok(Found { is_migrated: false, .. }) => {
+                tracing::info!("waiting for a persister to migrate the database");
+            }
+            Ok(Found { is_replica, .. }) => {
                 anyhow::ensure!(
-                    !replica,
+                    !is_replica,
                     "DATABASE_URL names a replica; its answers may be of the past: name the primary"
                 );
                 return Ok(Some(()));
             }
-            Ok(false) => tracing::info!("waiting for a persister to migrate the database"),
             Err(error) => tracing::warn!(%error, "waiting for Postgres"),
         }
         if !pause(stop, backoff.pause()).await {
             return Ok(None);
         }
     }
+}
+
+struct Found {
+    is_migrated: bool,
+    is_replica: bool,
+}
+
+/// Postgres may be away at either question.
+async fn look(history: &History) -> Result<Found, sqlx::Error> {
+    Ok(Found {
+        is_migrated: history.schema_version().await? >= Some(SCHEMA_VERSION),
+        is_replica: history.is_replica().await?,
+    })
 }

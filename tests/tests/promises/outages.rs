@@ -367,6 +367,23 @@ async fn a_gateway_says_that_it_lives_before_what_it_needs_is_there() {
     stack.gateway(0).ready().await;
 }
 
+/// As on a busy machine: the first question is answered, and the next one is not.
+#[tokio::test]
+async fn a_gateway_waits_for_a_postgres_that_falters_while_it_starts() {
+    let stack = Stack::builder().services_stopped().start().await;
+    stack.persister(0).start().await;
+    let pool = stack.pool();
+    let rename = async |statement: &'static str| {
+        sqlx::raw_sql(statement).execute(&pool).await.unwrap();
+    };
+    rename("ALTER FUNCTION pg_catalog.pg_is_in_recovery() RENAME TO gone").await;
+    let gateway = stack.gateway(0);
+    gateway.spawn();
+    eventually(SOON, "it waits", async || gateway.logs().contains("waiting for Postgres")).await;
+    rename("ALTER FUNCTION pg_catalog.gone() RENAME TO pg_is_in_recovery").await;
+    gateway.ready().await;
+}
+
 /// The four processes of a stack.
 #[derive(Clone, Copy, Debug)]
 enum Part {
