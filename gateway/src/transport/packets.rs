@@ -215,15 +215,13 @@ impl HeadersEnd {
     pub fn read(&mut self, bytes: &[u8]) -> bool {
         self.is_last = false;
         for (at, byte) in bytes.iter().enumerate() {
-            if self.found {
-                break;
-            }
+            // Also behind the first one: the next request may begin before the answer to this one.
             self.last = match (self.last, byte) {
                 // The parser of requests takes a line feed alone for the end of a line too.
                 (Last::NewLine | Last::NewLineReturn, b'\n') => {
+                    self.is_last = !self.found && at + 1 == bytes.len();
                     self.found = true;
-                    self.is_last = at + 1 == bytes.len();
-                    Last::Other
+                    Last::NewLine
                 }
                 (_, b'\n') => Last::NewLine,
                 (Last::NewLine, b'\r') => Last::NewLineReturn,
@@ -427,5 +425,9 @@ mod tests {
         end.answered();
         assert!(!end.read(b"GET /again HTTP/1.1\r\n"));
         assert!(end.read(b"\r\n"));
+        // The next one comes before the answer.
+        assert!(!end.read(b"GET /socket.io/ HTTP/1.1\r\n\r"));
+        end.answered();
+        assert!(!end.read(b"\nframe\r\n\r\n"));
     }
 }
