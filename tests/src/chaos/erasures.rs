@@ -52,6 +52,10 @@ const DELETE_MESSAGES: &str = r#"
     WHERE s."id" = m."chatSessionId" AND s."sessionId" = ANY ($1)"#;
 const DELETE_SESSIONS: &str = r#"DELETE FROM "ChatSession" WHERE "sessionId" = ANY ($1)"#;
 const IS_REMEMBERED: &str = r#"SELECT EXISTS (SELECT FROM "ErasedSession" WHERE "digest" = sha256(convert_to($1, 'UTF8')))"#;
+const FORGOTTEN: &str = r#"
+    SELECT s FROM unnest($1::text[]) s WHERE NOT EXISTS (
+        SELECT FROM "ErasedSession" WHERE "digest" = sha256(convert_to(s, 'UTF8'))
+    )"#;
 
 /// How a session is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,13 +253,19 @@ async fn delete(pool: &PgPool, sessions: &[String]) -> sqlx::Result<u64> {
     Ok(deleted.rows_affected())
 }
 
-/// A dump from before a session was deleted by SQL has it still, and nothing in the log says otherwise:
-/// whoever restores the dump deletes it again.
+/// A dump from before a session was deleted by SQL has it still, or has it opened again by what the log holds, which
+/// knows nothing of it: whoever restores the dump deletes it again. What the database remembers stays gone by itself.
 pub(super) async fn delete_again(world: &World) {
     // Not through the pool's connections, which ended with the database that they were of.
-    while delete(&world.stack.pool(), &world.deleted()).await.is_err() {
+    while delete_forgotten(&world.stack.pool(), &world.deleted()).await.is_err() {
         sleep(AGAIN).await;
     }
+}
+
+async fn delete_forgotten(pool: &PgPool, sessions: &[String]) -> sqlx::Result<u64> {
+    let forgotten: Vec<String> =
+        sqlx::query_scalar(FORGOTTEN).bind(sessions).fetch_all(pool).await?;
+    delete(pool, &forgotten).await
 }
 
 /// Says something over HTTP; the status, and the code of the error.

@@ -160,7 +160,6 @@ async fn play(world: &Arc<World>, dumps: Dumps, plan: Vec<Fault>) -> Result<Verd
                 "an older dump is put in place, and nobody talks who could wake the persisters"
             );
             dumps.put_back(last).await?;
-            erasures::delete_again(world).await;
         }
         anyhow::Ok(())
     };
@@ -171,6 +170,7 @@ async fn play(world: &Arc<World>, dumps: Dumps, plan: Vec<Fault>) -> Result<Verd
     }
     let deadline = Instant::now() + REPLAYS_WITHIN;
     loop {
+        erasures::delete_again(world).await;
         // A look takes as long as there is much to look at: what it saw first is of when it began.
         let begun = Instant::now();
         let verdict = verdict::judge(world).await.context("looking at what is stored")?;
