@@ -143,7 +143,14 @@ async fn what_runs_is_said_in_one_block_and_its_tools_find_it() {
     assert!(!said.contains('\x1b') && !said.contains("chat:"), "plain, and no password: {said}");
 
     let psql = place.run(&["psql", "-X", "-A", "-t", "-c", "SELECT 6 * 7"], "");
-    assert_eq!(text(&psql.stdout).trim(), "42", "{}", text(&psql.stderr));
+    let (answer, why) = (text(&psql.stdout), text(&psql.stderr));
+    if stack::find::psql().is_ok() {
+        assert_eq!(answer.trim(), "42", "{why}");
+    } else {
+        // The servers that are fetched come without it.
+        assert!(!psql.status.success() && why.contains("apt install postgresql-client"), "{why}");
+        println!("NOT CHECKED: cargo up psql. There is no psql here.");
+    }
     let status = place.run(&["persister", "migrate", "status"], "");
     assert!(text(&status.stdout).starts_with("applied  1  "), "{}", text(&status.stderr));
     let none = place.run(&["persister", "dead-letters", "list"], "");
