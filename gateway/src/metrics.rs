@@ -176,11 +176,11 @@ impl Metrics {
             sessions_opened: all.add("sessions_opened", "Sessions that were opened"),
             sessions_resumed: all.add("sessions_resumed", "Times that a client came back to a session"),
             gaps_recovered: all.add(
-                "holes_healed",
+                "gaps_recovered",
                 "Stretches of the log read from Postgres because their announcements were missed",
             ),
             recovered_messages: all
-                .add("healed_messages", "Messages read from Postgres because they were missed"),
+                .add("recovered_messages", "Messages read from Postgres because they were missed"),
             connections: Connections::new(&mut all),
             catalogue: all,
         };

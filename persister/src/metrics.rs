@@ -113,7 +113,7 @@ impl Metrics {
             dead_letters_added: all
                 .add("dead_letters_added", "Records that were set aside as dead letters"),
             dead_letters: all
-                .add("dead_letters", "Dead letters in the database, whoever set them aside"),
+                .add("dead_letters", "Dead letters in the database, of all persisters"),
             announce_failures: all.add(
                 "announce_failures",
                 "Announcements that NATS did not take; gateways find their messages by themselves",

@@ -15,7 +15,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 /// Oldest server whose SQL we use, as in `server_version_num`.
 const OLDEST_SERVER: i32 = 140_000;
 
-/// What failed, for whoever reads the error.
+/// What failed, for the reader of the error.
 const MIGRATING: &str = "migrating the database";
 
 /// How long `persister migrate` waits for a Postgres that is just starting, as when a whole stack restarts.

@@ -36,7 +36,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// Whether whoever has everything up to `other` has this too. Of another epoch nobody can tell.
+    /// Whether a gateway that has everything up to `other` has this too. Of another epoch nobody can tell.
     pub fn is_within(self, other: Self) -> bool {
         self.epoch == other.epoch && self.sequence <= other.sequence
     }
@@ -70,7 +70,7 @@ const PLACE: &str = "Chat-Place";
 const NANOS_PER_MICRO: i128 = 1_000;
 
 impl Announcement {
-    /// Whoever has everything up to here has everything before this one.
+    /// A gateway that has everything up to here has everything before this one.
     pub fn before(self) -> Position {
         Position { sequence: self.previous, ..self.position }
     }

@@ -65,7 +65,7 @@ impl SessionId {
         self.0.as_bytes()
     }
 
-    /// What logs may show above debug level: the first eight characters. Whoever knows a whole
+    /// What logs may show above debug level: the first eight characters. Anybody who knows a whole
     /// session id is let into the session.
     pub fn short(&self) -> String {
         self.to_string()[..8].to_owned()

@@ -1,6 +1,6 @@
 //! What gateways tell each other: whose visitors are connected where, and what agents switch.
 //!
-//! Each gateway counts the changes of the set of its own sessions. Whoever hears a change that does
+//! Each gateway counts the changes of the set of its own sessions. One that hears a change that does
 //! not follow the last one it knows asks for the whole set. Nothing of this is stored.
 
 use serde::{Deserialize, Serialize};

@@ -14,7 +14,7 @@ pub const DIRECT_GET: &str = "$JS.API.DIRECT.GET.CHAT";
 pub const ALL_SAVED: &str = "chat.saved.>";
 /// Sessions that can be read over REST from now on.
 pub const ALL_OPENED: &str = "chat.opened.*.*";
-/// A persister gave up partitions: whoever wants them need not wait for the next look.
+/// A persister gave up partitions: a persister that wants them need not wait for the next look.
 pub const RELEASED: &str = "chat.released";
 /// What gateways tell each other about their visitors.
 pub const PRESENCE: &str = "chat.presence";

@@ -208,7 +208,7 @@ fn from_lasting_thread(command: Command) -> io::Result<process::Child> {
 
 fn serve(incoming: &Receiver<Order>) {
     for (mut command, answer) in incoming {
-        // Whoever asked waits for the answer; if it is gone, so is the child's handle.
+        // The caller waits for the answer; if it is gone, so is the child's handle.
         let _ = answer.send(command.spawn());
     }
 }

@@ -200,7 +200,7 @@ impl Nats {
     }
 }
 
-/// What a server says of itself to whoever connects.
+/// What a server says of itself to every client that connects.
 #[derive(Clone, Debug)]
 pub struct Greeting {
     version: Option<Version>,

@@ -20,7 +20,7 @@ pub enum Lines {
     /// As they are, except those with such a text.
     Except(&'static [&'static str]),
     /// Log lines of our services, shortened. Other lines wait for the log line behind them: the last
-    /// ones are why the service ended, and whoever started it says that.
+    /// ones are why the service ended, and the program that started it says that.
     OfService,
 }
 

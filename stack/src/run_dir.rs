@@ -1,4 +1,4 @@
-//! Folders of running servers, removed at the end or, after a `kill -9`, by whoever comes next.
+//! Folders of running servers, removed at the end or, after a `kill -9`, by the next program.
 
 use std::fs;
 use std::path::{Path, PathBuf};

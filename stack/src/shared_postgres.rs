@@ -134,7 +134,7 @@ fn start(machine: &Machine, data: &Path) -> Result<Postgres> {
     Ok(server)
 }
 
-/// Whoever waits for the file must not read half of it.
+/// A program that waits for the file must not read half of it.
 fn announce(file: &Path, url: &str) -> Result<()> {
     let unfinished = file.with_extension("unfinished");
     crate::secret::write(&unfinished, url)?;

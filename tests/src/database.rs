@@ -122,7 +122,7 @@ fn given() -> Option<String> {
 }
 
 impl Shared {
-    /// The name of a migrated database to copy, made by whoever comes first.
+    /// The name of a migrated database to copy, made by the first test process.
     async fn template(&self) -> Result<String> {
         let name = format!("template_{}", hash_of_migrations()?);
         let folder =

@@ -85,7 +85,7 @@ async fn listen(answers: OwnedReadHalf, waiting: Waiting) -> Result<()> {
         let answer: Value = serde_json::from_str(&line)?;
         let n = answer["n"].as_u64().context("an answer to nothing")?;
         let waits = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&n);
-        // Whoever asked may have given up.
+        // The caller may have given up.
         waits.map(|waits| waits.send(answer));
     }
     Ok(())

@@ -36,7 +36,7 @@ impl Names {
             while let Ok((length, from)) = socket.recv_from(&mut question).await {
                 let answer = answer(&question[..length], &asked.borrow().clone());
                 if let Ok(answer) = answer {
-                    // Whoever asked asks again.
+                    // The caller asks again.
                     let _ = socket.send_to(&answer, from).await;
                 }
             }

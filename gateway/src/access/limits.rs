@@ -106,7 +106,7 @@ impl LimitSettings {
     }
 }
 
-/// Who is connected, and what each address did of late.
+/// Who is connected, and what each address did in the last minutes.
 pub struct Limits {
     settings: LimitSettings,
     addresses: Mutex<Addresses>,

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use crate::access::rights::{Caller, Role};
 use crate::error::{ClientError, ErrorCode};
 
-/// How far the clock of whoever signs tokens may be off: for so long a token counts beyond its `exp`
+/// How far the clock of the signer of tokens may be off: for so long a token counts beyond its `exp`
 /// and before its `nbf`.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(5);
 /// A shorter secret can be guessed: RFC 7518, section 3.2.

@@ -332,7 +332,7 @@ impl History {
         answered(query.fetch_optional(&self.pool)).await
     }
 
-    /// Waits for leave to read much. Whoever reads without a limit asks before each statement, and
+    /// Waits for leave to read much. A read without a limit asks before each statement, and
     /// all of them together never take every connection.
     pub async fn read_permit(&self) -> sqlx::Result<OwnedSemaphorePermit> {
         let permit = Arc::clone(&self.read_permits).acquire_owned();

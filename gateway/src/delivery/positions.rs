@@ -26,7 +26,7 @@ impl Positions {
         *self.lock().entry(partition).or_insert(begin)
     }
 
-    /// To be called before what it covers is emitted: whoever joins later was not given it.
+    /// To be called before what it covers is emitted: a socket that joins later was not given it.
     pub fn advance(&self, partition: Partition, position: Position) {
         self.lock().insert(partition, position);
     }

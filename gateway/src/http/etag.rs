@@ -1,5 +1,5 @@
 //! `ETag` and 304, as Express sends them: every answer that is in memory as a whole is named by its
-//! length and its SHA-1, and not sent again to whoever has it.
+//! length and its SHA-1, and not sent again to a client that has it.
 //!
 //! Answers that are streamed have no name: it stands before the first byte, and would need the last.
 

@@ -1,6 +1,6 @@
 //! Makes the lists of sessions that inboxes show.
 //!
-//! One task makes them, one at a time: whoever waits for the same list shares it. No list is made
+//! One task makes them, one at a time: all who wait for the same list share it. No list is made
 //! where nobody waits for one. Its cost follows the sessions in it, never those in the database.
 
 use std::collections::HashSet;

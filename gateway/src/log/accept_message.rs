@@ -1,4 +1,4 @@
-//! A message on its way into the log, whoever sends it: over a socket or over HTTP.
+//! A message on its way into the log, sent over a socket or over HTTP.
 
 use serde::Serialize;
 use shared::ids::{MessageId, SessionId};

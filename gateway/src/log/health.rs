@@ -12,7 +12,7 @@ const STUCK_AFTER: Duration = ANSWER_TIMEOUT;
 /// How long a refusal says something about now: where nobody sends, nobody is refused.
 const REMEMBERED: Duration = Duration::from_secs(10);
 
-/// What became of requests of late. Cheap to clone.
+/// What became of the last requests. Cheap to clone.
 #[derive(Clone)]
 pub struct LogHealth(Arc<Marks>);
 

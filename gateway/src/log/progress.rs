@@ -34,7 +34,7 @@ pub struct ProgressWatch {
 }
 
 impl ProgressWatch {
-    /// Looks at all partitions, whoever owns them.
+    /// Looks at all partitions, its own and those of others.
     pub fn new(history: History, log: Log) -> (Self, Waiting) {
         let (waiting, receiver) = watch::channel(None);
         let (before, since) = (Vec::new(), BTreeMap::new());
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(numbers(before.clone()), [0, 1, 2, 3]);
         assert_eq!(numbers(offsets([(1, one), (9, one), (3, other), (4, None)])), [2, 3]);
         assert_eq!(numbers(offsets([(1, one), (2, one), (9, other), (4, None)])), [0, 1, 3]);
-        // Whoever took it over has stored nothing yet.
+        // Its new owner has stored nothing yet.
         assert_eq!(numbers(offsets([(1, other), (2, one), (3, other), (4, None)])), [0, 1, 2, 3]);
         assert!(idle(&[], &before).is_empty(), "the first look tells nothing");
     }

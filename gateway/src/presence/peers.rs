@@ -1,7 +1,7 @@
 //! Exchanges with the other gateways whose visitors are connected where.
 //!
-//! A gateway publishes the changes of its own set, numbered, and every second that it lives. Whoever
-//! hears a number that does not follow asks for the whole set; a gateway that is silent is given up.
+//! A gateway publishes the changes of its own set, numbered, and every second that it lives. A gateway
+//! that hears a number that does not follow asks for the whole set; a gateway that is silent is given up.
 //! All of it travels on one subject, so that what one gateway says arrives in order.
 
 use std::collections::{HashMap, HashSet};

@@ -134,7 +134,7 @@ impl Connection {
         Some(tokio::spawn(end).abort_handle())
     }
 
-    /// Whoever opened the session, or came back to it, is its visitor while it is connected: an agent
+    /// The one who opened the session, or came back to it, is its visitor while it is connected: an agent
     /// is not, nor an inbox.
     pub fn visit(&self, session: SessionId) {
         let mut joined = self.joined();

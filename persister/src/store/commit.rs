@@ -282,7 +282,7 @@ pub struct Committed {
 
 impl Store {
     /// Deletes messages of sessions that the batch erases, until few enough are left for its commit. The
-    /// record that erases them is in the log: whoever commits it deletes the rest.
+    /// record that erases them is in the log: the worker that commits it deletes the rest.
     pub async fn thin_out(&self, batch: &Batch) -> sqlx::Result<()> {
         if batch.erasures.is_empty() {
             return Ok(());

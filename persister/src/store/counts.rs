@@ -15,7 +15,7 @@ const UNCLEARED_COUNT: &str = r#"
 const DEAD_LETTER_COUNT: &str = r#"SELECT count(*) FROM "DeadLetter""#;
 
 impl Store {
-    /// How far every partition is stored, whoever owns it.
+    /// How far every partition is stored, also those of other workers.
     pub async fn stored_sequences(&self) -> sqlx::Result<Vec<(Partition, u64)>> {
         stored_sequences(&self.pool).await
     }
@@ -31,7 +31,7 @@ impl Store {
     }
 }
 
-/// How far every partition is stored, whoever owns it.
+/// How far every partition is stored, also those of other workers.
 pub async fn stored_sequences(pool: &PgPool) -> sqlx::Result<Vec<(Partition, u64)>> {
     let rows: Vec<(i16, i64)> = answered(sqlx::query_as(STORED).fetch_all(pool)).await?;
     let stored = |(number, sequence): (i16, i64)| (partition(number), sequence.cast_unsigned());

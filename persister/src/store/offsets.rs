@@ -22,7 +22,7 @@ const OFFSETS: &str = r#"
     ) erased ON true
     WHERE p."owner" = $1 AND p."partition" = ANY($2)"#;
 
-/// By what every partition, whoever owns it, knows its log again.
+/// By what every partition, of all workers, knows its log again.
 const MARKS: &str = r#"
     SELECT "partition", "epoch", "sequence", "recordedAt", "streamCreatedAt", "headSequence", "headRecordedAt"
     FROM "LogPartition" ORDER BY "partition""#;
@@ -131,7 +131,7 @@ impl Store {
         Ok(rows.into_iter().map(offset).collect())
     }
 
-    /// By what the partitions, whoever owns them, know their log again.
+    /// By what the partitions, of all workers, know their log again.
     pub async fn marks(&self) -> sqlx::Result<Vec<Mark>> {
         type Time = Option<OffsetDateTime>;
         type Row = (i16, i64, i64, Time, Time, Option<i64>, Time);

@@ -110,7 +110,7 @@ impl OperatorStore {
         Self { pool: connect(database) }
     }
 
-    /// How far every partition is stored, whoever owns it.
+    /// How far every partition is stored, also those of other workers.
     pub async fn stored_sequences(&self) -> sqlx::Result<Vec<(Partition, u64)>> {
         counts::stored_sequences(&self.pool).await
     }

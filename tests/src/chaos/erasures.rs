@@ -254,7 +254,8 @@ async fn delete(pool: &PgPool, sessions: &[String]) -> sqlx::Result<u64> {
 }
 
 /// A dump from before a session was deleted by SQL has it still, or has it opened again by what the log holds, which
-/// knows nothing of it: whoever restores the dump deletes it again. What the database remembers stays gone by itself.
+/// knows nothing of it: an operator who restores the dump deletes it again. What the database remembers stays gone
+/// by itself.
 pub(super) async fn delete_again(world: &World) {
     // Not through the pool's connections, which ended with the database that they were of.
     while delete_forgotten(&world.stack.pool(), &world.deleted()).await.is_err() {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Shortest sleep: at high rates waking up for every message would take the time that is measured. Whoever
-/// is told so much too late counts from when it was due all the same.
+/// Shortest sleep: at high rates waking up for every message would take the time that is measured. What
+/// is sent so much too late counts from when it was due all the same.
 const SLEEPS_FOR: Duration = Duration::from_micros(250);
 
 /// Tells senders in turn when their next messages are due, so many at once, until they are gone.

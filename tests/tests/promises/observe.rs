@@ -250,13 +250,13 @@ async fn who_comes_back_and_what_was_missed_and_who_does_not_read_is_counted() {
     let session = enter(&client).await;
     client.ask("init_session", json!({ "sessionId": session })).await;
     reach(gateway, &[("chat_gateway_sessions_resumed_total", 1.0)]).await;
-    let healed = ["chat_gateway_holes_healed_total", "chat_gateway_healed_messages_total"];
-    assert!(sum(gateway, healed[0]).await + sum(gateway, healed[1]).await < 0.1);
+    let recovered = ["chat_gateway_gaps_recovered_total", "chat_gateway_recovered_messages_total"];
+    assert!(sum(gateway, recovered[0]).await + sum(gateway, recovered[1]).await < 0.1);
     stack.proxy(Link::GatewayNats, 0).cut();
     put(&stack, &session, &record('a')).await;
     reach(stack.persister(0), &[("chat_persister_messages_stored_total", 1.0)]).await;
     stack.proxy(Link::GatewayNats, 0).mend();
-    reach(gateway, &[(healed[0], 1.0), (healed[1], 1.0)]).await;
+    reach(gateway, &[(recovered[0], 1.0), (recovered[1], 1.0)]).await;
     gateway.ready().await;
 
     let deaf = js_clients.client(&stack.url(""), &["websocket"]).await;

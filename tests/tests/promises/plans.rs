@@ -521,12 +521,12 @@ async fn a_million_missed_are_given_in_order_and_nobody_else_waits(big: &Big) {
         let joined = client.ask("init_session", json!({ "sessionId": session })).await;
         assert_eq!(joined["resumed"], true, "{joined}");
     }
-    let healed = "chat_gateway_healed_messages_total";
-    assert_eq!(metric(stack, healed).await, 0);
+    let recovered = "chat_gateway_recovered_messages_total";
+    assert_eq!(metric(stack, recovered).await, 0);
     let begun = Instant::now();
     let position = Position { epoch, sequence: 2 * MISSED };
     announce(&nats, subjects::position(behind), (position, position.sequence), "").await;
-    eventually(SOON, "it reads what it missed", async || metric(stack, healed).await > 0).await;
+    eventually(SOON, "it reads what it missed", async || metric(stack, recovered).await > 0).await;
     let live = json!({ "id": "live", "content": "live" }).to_string();
     let at = Position { epoch: other_epoch, sequence: 1 };
     announce(&nats, subjects::saved(beside, other), (at, 0), &live).await;
@@ -535,14 +535,14 @@ async fn a_million_missed_are_given_in_order_and_nobody_else_waits(big: &Big) {
     announce(&nats, subjects::saved(behind, missed), (at, position.sequence), &live).await;
     eventually(SOON, "the bystander is told", async || contents(&bystander).await == ["live"])
         .await;
-    let read = metric(stack, healed).await;
+    let read = metric(stack, recovered).await;
     assert!(read < MISSED / 2, "the bystander waited until {read} were read");
     eventually(RECOVERS_WITHIN, "all of it is read", async || {
         contents(&reader).await.last().is_some_and(|last| last == "live")
     })
     .await;
     eprintln!("recovered {MISSED} messages within {:?}", begun.elapsed());
-    assert_eq!(metric(stack, healed).await, MISSED);
+    assert_eq!(metric(stack, recovered).await, MISSED);
     let own = (1..=MISSED).filter(|n| 1 + n % SESSIONS == 4_321);
     let own: Vec<_> = own.map(|n| format!("missed {n}")).chain(["live".into()]).collect();
     assert_eq!(contents(&reader).await, own);
