@@ -22,7 +22,6 @@ use crate::transport::backlog::Backlogs;
 
 /// What every part of the gateway shares.
 pub struct Gateway {
-    /// The settings.
     pub config: Config,
     /// Who may do how much.
     pub limits: Arc<Limits>,
@@ -32,11 +31,9 @@ pub struct Gateway {
     pub positions: Arc<Positions>,
     /// The way into the log.
     pub publisher: Publisher,
-    /// Which sessions exist.
     pub lookup: Arc<SessionLookup>,
     /// Who waits for a session to be stored.
     pub stored_sessions: Arc<StoredSessions>,
-    /// What is stored.
     pub history: History,
     /// Which sessions are active.
     pub presence: Arc<Presence>,

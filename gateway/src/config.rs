@@ -196,13 +196,10 @@ pub const OWN: &[Setting] = &[
 /// Everything a gateway is told.
 #[derive(Debug)]
 pub struct Config {
-    /// Postgres.
     pub database: Database,
-    /// NATS.
     pub nats: NatsUrl,
     /// The log in NATS.
     pub log: LogSettings,
-    /// Where to listen.
     pub host: Host,
     /// Port to listen on; 0 lets the system choose.
     pub port: u16,
@@ -250,7 +247,6 @@ impl Config {
 pub enum Origins {
     /// Everybody, as the seed.
     Any,
-    /// Only these.
     List(Vec<HeaderValue>),
 }
 

@@ -11,7 +11,6 @@ use shared::content::InvalidContent;
 pub enum ErrorCode {
     /// The payload is not what the event takes.
     InvalidPayload,
-    /// No such session.
     SessionNotFound,
     /// A token is missing, or is not valid any more.
     Unauthorized,
@@ -53,9 +52,7 @@ impl Serialize for ErrorCode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientError {
-    /// For programs.
     pub code: ErrorCode,
-    /// For people.
     pub message: Cow<'static, str>,
     /// When to try again, in milliseconds; only with [`ErrorCode::RateLimited`].
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -43,7 +43,6 @@ pub struct Metrics {
     excessive_packets: Labelled<Counter>,
     /// Sessions with a socket here.
     pub rooms: Gauge,
-    /// New sessions.
     pub sessions_opened: Counter,
     /// Sessions that a client came back to.
     pub sessions_resumed: Counter,
@@ -51,7 +50,6 @@ pub struct Metrics {
     pub gaps_recovered: Counter,
     /// What was read in them.
     pub recovered_messages: Counter,
-    /// Postgres and NATS.
     pub connections: Connections,
 }
 
@@ -65,7 +63,6 @@ pub enum Full {
 }
 
 impl Full {
-    /// Every reason.
     pub const ALL: [Self; 2] = [Self::Peer, Self::Files];
 
     /// The reason as the metric's label has it.
@@ -89,7 +86,6 @@ pub enum Excess {
 }
 
 impl Excess {
-    /// Every reason.
     pub const ALL: [Self; 2] = [Self::Packets, Self::Namespace];
 
     /// The reason as the metric's label has it.
@@ -110,12 +106,10 @@ pub enum Overfull {
     Address,
     /// It is the largest of all, which are more than all may be.
     All,
-    /// It takes nothing.
     Untaken,
 }
 
 impl Overfull {
-    /// Every reason.
     pub const ALL: [Self; 4] = [Self::Socket, Self::Address, Self::All, Self::Untaken];
 
     /// The reason as the metric's label has it.

@@ -11,7 +11,6 @@ use time::OffsetDateTime;
 /// A record as it stands in the log.
 #[derive(Debug, Clone)]
 pub struct LogRecord {
-    /// Where it stands.
     pub place: LogPlace,
     /// Subject, which names partition and session.
     pub subject: String,
@@ -22,9 +21,7 @@ pub struct LogRecord {
 /// Where a record stands in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogPlace {
-    /// Its partition.
     pub partition: Partition,
-    /// Its stream sequence.
     pub sequence: u64,
     /// When the log took it.
     pub recorded_at: OffsetDateTime,
@@ -37,9 +34,7 @@ pub struct Batch {
     pub first: BTreeMap<Partition, u64>,
     /// The last record of each partition: the offset moves there.
     pub last: BTreeMap<Partition, LogPlace>,
-    /// Sessions to open.
     pub sessions: Vec<SessionRow>,
-    /// Messages to store.
     pub messages: Vec<MessageRow>,
     /// Records to set aside.
     pub rejects: Vec<Reject>,
@@ -53,7 +48,6 @@ pub struct Batch {
 pub struct SessionRow {
     /// Where its record stands.
     pub place: LogPlace,
-    /// Which session.
     pub session: SessionId,
     /// The rest of the row.
     pub new: NewSession,
@@ -64,7 +58,6 @@ pub struct SessionRow {
 pub struct MessageRow {
     /// Where its record stands.
     pub place: LogPlace,
-    /// Its session.
     pub session: SessionId,
     /// The rest of the row.
     pub new: NewMessage,
@@ -84,7 +77,6 @@ pub struct ErasureRow {
 /// A record to set aside.
 #[derive(Debug)]
 pub struct Reject {
-    /// The record.
     pub record: LogRecord,
     /// Why it cannot be stored.
     pub reason: String,

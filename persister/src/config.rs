@@ -27,9 +27,7 @@ pub const OWN: &[Setting] = &[
 /// Everything a persister is told.
 #[derive(Debug)]
 pub struct Config {
-    /// Postgres.
     pub database: Database,
-    /// NATS.
     pub nats: NatsUrl,
     /// The log in NATS.
     pub log: LogSettings,

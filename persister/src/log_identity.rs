@@ -44,7 +44,6 @@ impl StreamState {
 /// What is there in place of the log that was known.
 #[derive(Debug)]
 pub struct AnotherLog {
-    /// How it shows.
     pub why: &'static str,
     /// The stream that is there.
     pub stream: StreamState,
@@ -53,11 +52,9 @@ pub struct AnotherLog {
 /// What the log has where a fingerprint's record should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
-    /// A record.
     Record {
         /// Its partition, if its subject names one.
         partition: Option<Partition>,
-        /// Its timestamp.
         time: OffsetDateTime,
     },
     /// None; these are the timestamps of records before and behind it.

@@ -20,7 +20,6 @@ pub struct Metrics {
     catalogue: Catalogue,
     /// Stage 2, stored: its count is the rate. Stages 1 and 3 are the gateway's.
     pub store_seconds: Histogram,
-    /// One statement.
     pub commit_seconds: Histogram,
     /// Records of a batch.
     pub batch_records: Histogram,
@@ -42,7 +41,6 @@ pub struct Metrics {
     pub records_foreign: Counter,
     /// Records that were stored before.
     pub duplicates: Counter,
-    /// Records set aside.
     pub dead_letters_added: Counter,
     /// Records that are set aside now.
     pub dead_letters: Gauge,
@@ -74,7 +72,6 @@ pub struct Metrics {
     pub stalled: Gauge,
     /// Whether Postgres writes to the disk what it commits.
     pub postgres_fsync: Gauge,
-    /// Postgres and NATS.
     pub connections: Connections,
 }
 

@@ -56,7 +56,6 @@ struct Term {
 enum Ended {
     /// Partitions or the connection changed, or another worker was faster.
     Changed,
-    /// The process ends.
     Stopped,
 }
 

@@ -15,13 +15,11 @@ pub struct Content(String);
 /// Why a text cannot be a message.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidContent {
-    /// Nothing was said.
     #[error("content is empty")]
     Empty,
     /// Postgres cannot store U+0000 in a text.
     #[error("content contains U+0000")]
     Nul,
-    /// Over the limit.
     #[error("content is longer than {max_chars} characters")]
     TooLong {
         /// The limit in Unicode scalar values.
@@ -45,7 +43,6 @@ impl Content {
         Ok(Self(text))
     }
 
-    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

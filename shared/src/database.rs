@@ -17,7 +17,6 @@ use crate::timestamp::Timestamp;
 
 /// Bound of one try to connect unless the URL says otherwise; Prisma's default.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Port of Postgres.
 const DEFAULT_PORT: u16 = 5432;
 /// The schema that a connection uses without being told.
 const DEFAULT_SCHEMA: &str = "public";
@@ -62,7 +61,6 @@ pub enum InvalidDatabaseUrl {
         "must be postgresql://user:password@host:port/database; encode special characters of the password as %XX"
     )]
     NotAUrl,
-    /// No database named.
     #[error("names no database: postgresql://user:password@host:port/database")]
     NoDatabase,
     /// A parameter's value makes no sense.
@@ -213,13 +211,10 @@ pub async fn answered<T>(query: impl Future<Output = sqlx::Result<T>>) -> sqlx::
 #[derive(Debug, sqlx::FromRow)]
 #[sqlx(rename_all = "camelCase")]
 pub struct StoredSession {
-    /// Primary key.
     pub id: String,
     /// What clients call it.
     pub session_id: String,
-    /// The visitor's address.
     pub ip: Option<String>,
-    /// The visitor's browser.
     pub user_agent: Option<String>,
     /// When it was opened.
     pub created_at: PrimitiveDateTime,
@@ -241,10 +236,8 @@ impl StoredSession {
 /// A session, and what is said in it at one moment.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Extent {
-    /// The session.
     #[sqlx(flatten)]
     pub session: StoredSession,
-    /// Messages.
     pub count: i64,
     /// `seq` of the last of them; -1 without any.
     pub last: i64,

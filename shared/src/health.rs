@@ -119,7 +119,6 @@ pub fn stalled(waiting: &Waiting) -> Option<String> {
 /// Why a service is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
-    /// Nobody listens there.
     #[error("nobody answers at {0}: {1}")]
     Unreachable(SocketAddr, std::io::Error),
     /// It took the request and did not answer in time.

@@ -144,7 +144,6 @@ impl Backoff {
         pause
     }
 
-    /// A try succeeded.
     pub fn reset(&mut self) {
         self.next = self.start;
     }

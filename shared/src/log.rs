@@ -214,7 +214,6 @@ pub struct StoredRecord {
     pub sequence: u64,
     /// When NATS took it.
     pub time: OffsetDateTime,
-    /// What it says.
     pub payload: Bytes,
     /// Whether something stands beside it that we do not read.
     pub has_headers: bool,
@@ -262,7 +261,6 @@ pub enum RecordError {
 }
 
 impl Log {
-    /// The stream.
     pub fn stream(&self) -> &Stream {
         &self.stream
     }

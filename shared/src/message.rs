@@ -8,7 +8,6 @@ use crate::timestamp::Timestamp;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sender {
-    /// The visitor.
     User = 0,
     /// The support agent, or an AI in its name.
     Admin = 1,
@@ -32,7 +31,6 @@ pub struct Message<'a> {
     pub id: &'a str,
     /// `user` or `admin`; whatever an adopter's row holds.
     pub sender: &'a str,
-    /// The text.
     pub content: &'a str,
     /// When the log took the message.
     pub created_at: Timestamp,
@@ -47,7 +45,6 @@ pub struct Message<'a> {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionHead<'a> {
-    /// Primary key.
     pub id: &'a str,
     /// What clients call it.
     pub session_id: &'a str,

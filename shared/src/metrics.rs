@@ -76,7 +76,6 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Adds them.
     pub fn new(catalogue: &mut Catalogue) -> Self {
         Self {
             postgres: catalogue.add(

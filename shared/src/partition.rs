@@ -32,7 +32,6 @@ impl Partition {
         Self(number)
     }
 
-    /// Its number.
     pub fn number(self) -> u16 {
         self.0
     }

@@ -22,9 +22,7 @@ impl GatewayId {
 /// Something that a gateway says to all the others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statement {
-    /// Who says it.
     pub gateway: GatewayId,
-    /// What it says.
     pub says: Says,
 }
 
@@ -67,7 +65,6 @@ pub struct SnapshotPart {
     pub part: usize,
     /// How many parts there are.
     pub parts: usize,
-    /// The sessions.
     pub sessions: Vec<SessionId>,
 }
 
@@ -89,7 +86,6 @@ pub struct SnapshotRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AiMode {
-    /// Which session.
     pub session_id: SessionId,
     /// Whether the AI answers.
     pub enabled: bool,

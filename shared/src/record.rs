@@ -12,7 +12,6 @@ use crate::message::Sender;
 pub enum Record {
     /// Open a session. It stands in the log before every message of that session.
     Session(NewSession),
-    /// Store a message.
     Message(NewMessage),
     /// Erase the session and what was said in it, for good: what follows in the log is not stored.
     Erase(Erasure),
@@ -36,9 +35,7 @@ pub struct NewSession {
 pub struct NewMessage {
     /// Primary key of the message; the same id is stored once.
     pub id: MessageId,
-    /// Who speaks.
     pub sender: Sender,
-    /// The text.
     pub content: Content,
     /// Written by a machine.
     #[serde(rename = "isAI", default, skip_serializing_if = "std::ops::Not::not")]

@@ -35,7 +35,6 @@ const NUMBER_MAX: NonZeroU32 = NonZeroU32::new(1_000_000).unwrap();
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<Instant>>;
 
-/// What is allowed.
 #[derive(Debug, Clone)]
 pub struct LimitSettings {
     /// Whether rates are limited at all; sizes always are.
@@ -59,7 +58,6 @@ pub struct LimitSettings {
 }
 
 impl LimitSettings {
-    /// Reads the settings.
     pub fn read(settings: &mut Settings) -> Self {
         let numbers = NonZeroU32::MIN..=NUMBER_MAX;
         let rates: Switch = settings.get("LIMITS");
@@ -249,7 +247,6 @@ impl Address {
 }
 
 impl SocketSlot {
-    /// Takes an event.
     pub fn event(&self) -> Result<(), Excess> {
         let Err(not_until) = self.messages.check() else { return Ok(()) };
         if self.refused.check().is_err() {

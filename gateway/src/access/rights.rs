@@ -19,7 +19,6 @@ pub enum Role {
     Visitor,
     /// A program that reads and answers.
     Integrator,
-    /// A support agent.
     Admin,
 }
 
@@ -53,7 +52,6 @@ pub enum Action {
 }
 
 impl Role {
-    /// The table.
     pub fn may(self, action: Action) -> bool {
         use Action::{
             EraseChat, ExportChat, Inbox, InitSession, JoinSession, ListChats, PostMessage,
@@ -75,7 +73,6 @@ impl Role {
 /// Who emits an event or asks for a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// What it is.
     pub role: Role,
     /// The token's `sub`.
     pub subject: Option<Arc<str>>,

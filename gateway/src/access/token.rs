@@ -43,7 +43,6 @@ struct Claims {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenRole {
-    /// A support agent.
     Admin,
     /// A program that reads and answers.
     Integrator,
@@ -61,7 +60,6 @@ pub struct PublicKeys(Vec<Key>);
 #[derive(Clone)]
 pub struct Keys {
     accepted: Vec<Key>,
-    /// The first secret.
     signing: Option<EncodingKey>,
     audience: Option<String>,
 }

@@ -207,7 +207,6 @@ const EPOCH_AFTER: &str = r#"
     WHERE "partition" = $1 AND "ordinal" > (SELECT e."ordinal" FROM "LogEpoch" e WHERE e."epoch" = $2)
     ORDER BY "ordinal" LIMIT 1"#;
 
-/// Whether Postgres answers.
 const PING: &str = "SELECT 1";
 
 /// Whether this is a replica.
@@ -242,7 +241,6 @@ impl History {
         &self.pool
     }
 
-    /// Whether Postgres answers.
     pub async fn ping(&self) -> sqlx::Result<()> {
         answered(sqlx::query(PING).execute(&self.pool)).await.map(drop)
     }

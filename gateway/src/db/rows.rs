@@ -24,11 +24,9 @@ const NANOS_PER_MILLI: i128 = 1_000_000;
 /// What Postgres has of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
-    /// Its row.
     Stored,
     /// Nothing but that it was erased.
     Erased,
-    /// Nothing.
     Missing,
 }
 
@@ -36,7 +34,6 @@ pub enum Storage {
 #[derive(Debug, sqlx::FromRow)]
 #[sqlx(rename_all = "camelCase")]
 pub struct StoredMessage {
-    /// Primary key.
     pub id: String,
     sender: String,
     content: String,
@@ -104,7 +101,6 @@ pub fn fitting<'a>(messages: impl Iterator<Item = &'a StoredMessage>, room: usiz
 pub struct MessageOf {
     /// Which of the sessions that were asked for, from 1.
     pub ord: i64,
-    /// The message.
     #[sqlx(flatten)]
     pub message: StoredMessage,
 }
@@ -115,7 +111,6 @@ pub struct MessageOf {
 pub struct SessionMessage {
     /// Its session, as the client names it; none if its row was deleted past all constraints.
     pub session_id: Option<String>,
-    /// The message.
     #[sqlx(flatten)]
     pub message: StoredMessage,
 }
@@ -125,7 +120,6 @@ pub struct SessionMessage {
 pub struct Snapshot<T> {
     /// The last stored record.
     pub stored: Position,
-    /// The rows.
     pub rows: Vec<T>,
 }
 
@@ -155,7 +149,6 @@ impl<T> Snapshot<T> {
 /// How far a partition is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offset {
-    /// Which partition.
     pub partition: Partition,
     /// The last stored record; 0 before the first.
     pub sequence: u64,
@@ -167,13 +160,11 @@ pub struct Offset {
 #[derive(Debug, sqlx::FromRow)]
 #[sqlx(rename_all = "camelCase")]
 pub struct ListedSession {
-    /// Primary key.
     pub id: String,
     /// What clients call it.
     pub session_id: String,
     /// When it was opened.
     pub created_at: PrimitiveDateTime,
-    /// Who spoke last.
     pub last_sender: Option<String>,
     /// The beginning of what was said last: one character more than is shown.
     pub last_content: Option<String>,

@@ -7,7 +7,6 @@ use shared::lifecycle::{Backoff, Stop, pause};
 
 use crate::db::history::History;
 
-/// Pauses between looks.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 

@@ -22,11 +22,8 @@ pub struct Audience {
     pub rooms: Arc<Rooms>,
     /// Where something was said last.
     pub presence: Arc<Presence>,
-    /// The agents.
     pub inboxes: Arc<Inboxes>,
-    /// Which sessions exist.
     pub lookup: Arc<SessionLookup>,
-    /// For log lines.
     pub partitions: PartitionCount,
 }
 

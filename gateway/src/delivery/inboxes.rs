@@ -83,7 +83,6 @@ impl Inboxes {
         self.revision.change().await;
     }
 
-    /// Counts the changes.
     pub fn revision(&self) -> u64 {
         self.revision.count()
     }

@@ -22,7 +22,6 @@ const MESSAGE: &str = "message";
 /// is held must come back.
 const HELD_MAX: usize = 4_096;
 
-/// Sockets by session.
 #[derive(Default)]
 pub struct Rooms(Mutex<HashMap<SessionId, Vec<Member>>>);
 

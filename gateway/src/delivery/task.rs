@@ -46,7 +46,6 @@ const WAITING_BYTES_MAX: usize = 1024 * 1024;
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// The delivery task.
 pub struct Delivery {
     audience: Audience,
     positions: Arc<Positions>,
@@ -67,7 +66,6 @@ struct Heard {
 
 /// A partition that missed something.
 struct Behind {
-    /// What showed it.
     first: Heard,
     /// What came after that.
     waiting: VecDeque<Heard>,

@@ -43,9 +43,7 @@ impl From<Broken> for Problem {
 
 /// A part of an answer; the last one ends it.
 pub enum Chunk {
-    /// Others follow.
     More(Vec<u8>),
-    /// None does.
     Last(Vec<u8>),
 }
 

@@ -38,10 +38,8 @@ const RETRY: Duration = Duration::from_secs(1);
 
 type Page = (Vec<ListedSession>, Option<Cursor>);
 
-/// Which list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// The active sessions.
     Active,
     /// The active sessions, then the newest.
     All,
@@ -49,7 +47,6 @@ pub enum Wanted {
     Page {
         /// After which session; none for the first page.
         after: Option<Cursor>,
-        /// Most sessions.
         limit: u16,
     },
 }
@@ -84,7 +81,6 @@ pub enum NoList {
     Stopping,
 }
 
-/// Makes the lists.
 pub struct ListMaker {
     history: History,
     presence: Arc<Presence>,

@@ -28,7 +28,6 @@ const IN_FLIGHT_MAX: u32 = 4_096;
 /// it a send is refused at once, not after seconds in which everything else came too late as well.
 const WAITING_MAX: usize = 16_384;
 
-/// Publishes requests.
 pub struct Publisher {
     client: Client,
     jetstream: jetstream::Context,

@@ -45,7 +45,6 @@ pub struct SessionLookup {
 /// Whether a session exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existence {
-    /// It does.
     Exists,
     /// Neither Postgres nor the log has it, or it was erased.
     Absent,
@@ -64,7 +63,6 @@ enum Found {
 }
 
 impl SessionLookup {
-    /// Asks these two.
     pub fn new(history: History, log: Log, partitions: PartitionCount) -> Self {
         let remembered = Cache::new(REMEMBERED);
         let ended = Cache::builder().max_capacity(REMEMBERED).time_to_live(ENDED_FOR).build();

@@ -31,10 +31,8 @@ struct State {
     clock: u64,
 }
 
-/// An active session.
 #[derive(Default)]
 struct Active {
-    /// Visitors' sockets here.
     here: u32,
     /// Other gateways with visitors.
     elsewhere: u32,

@@ -13,7 +13,6 @@ use crate::transport::disconnect::disconnect;
 
 /// How one event is answered.
 pub struct Ack {
-    /// Who asked.
     pub socket: SocketRef,
     /// Whether the client waits for it.
     pub wanted: bool,

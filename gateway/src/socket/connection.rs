@@ -29,7 +29,6 @@ const READ_BYTES_MAX: usize = 256 * 1024;
 pub struct Connection {
     /// The gateway it is connected to.
     pub gateway: Arc<Gateway>,
-    /// Who is connected.
     pub caller: Caller,
     /// Sends, published in the order they arrived.
     pub sends: Arc<Lane>,

@@ -63,7 +63,6 @@ impl RawEvent {
         matches!(&self.frame, Value::Str(_, Some(attachments)) if !attachments.is_empty())
     }
 
-    /// The event's name.
     pub fn name(&self) -> Cow<'_, str> {
         // Nearly every name is written without an escape, and the rest need not be looked at for it.
         let plain = self.text().strip_prefix("[\"").and_then(|text| text.split_once('"'));

@@ -37,12 +37,10 @@ pub struct WaitingLimits {
     pub socket: u64,
     /// For all sockets of one client address.
     pub address: u64,
-    /// For all sockets.
     pub all: u64,
 }
 
 impl WaitingLimits {
-    /// Reads the settings.
     pub fn read(settings: &mut Settings) -> Self {
         let mut bytes = |name| settings.number(name, WAITING_BYTES_MIN..=WAITING_BYTES_MAX);
         Self {

@@ -28,7 +28,6 @@ pub struct Wire(Weak<Line>);
 
 /// A client's TCP connection.
 pub struct Line {
-    /// The connection.
     pub stream: TcpStream,
     /// Held as long as it is open.
     _slot: ConnectionSlot,

@@ -32,7 +32,6 @@ pub struct HttpLimits {
 /// The least rate at which something comes or goes.
 #[derive(Debug, Clone, Copy)]
 pub struct LeastRate {
-    /// The rate.
     pub bytes_per_second: u32,
     /// How long it may be less.
     pub grace_seconds: u32,
@@ -51,7 +50,6 @@ impl LeastRate {
 }
 
 impl HttpLimits {
-    /// Reads the settings.
     pub fn read(settings: &mut Settings) -> Self {
         let mut seconds = |name| Duration::from_secs(settings.number(name, 1..=HTTP_SECONDS_MAX));
         let (header_time, idle_time) = (seconds("HEADER_SECONDS"), seconds("IDLE_SECONDS"));

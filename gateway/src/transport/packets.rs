@@ -242,7 +242,6 @@ pub struct CountedBody<B> {
 }
 
 impl<B> CountedBody<B> {
-    /// The same body.
     pub fn new(body: B, count: Option<Arc<PacketCount>>) -> Self {
         Self { body, count, head: Head::default(), begins: true }
     }
@@ -310,7 +309,6 @@ mod tests {
         PacketCount::new(Some(quota))
     }
 
-    /// A masked frame.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mask = [0x11, 0x2f, 0x63, 0x34];
         let mut frame = vec![first];

@@ -44,12 +44,10 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after an error of `accept`, which is usually a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
     /// `127.0.0.1` and, where there is one, `::1`.
     Localhost,
-    /// One address.
     Address(IpAddr),
 }
 
@@ -140,9 +138,7 @@ pub async fn serve(
 /// What connections may take.
 #[derive(Clone)]
 pub struct Bounds {
-    /// Each of them.
     pub http: HttpLimits,
-    /// All of them.
     pub slots: Arc<ConnectionSlots>,
     /// Packets of one socket, of whatever kind.
     pub packets: Option<Quota>,

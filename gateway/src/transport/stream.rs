@@ -30,7 +30,6 @@ pub struct SharedStream {
     /// While the client takes nothing more: how much it took in the present time.
     unread: Option<Box<Unread>>,
     headers_end: HeadersEnd,
-    /// Of a websocket.
     frames: Option<Box<Frames>>,
     packets: Option<Quota>,
 }

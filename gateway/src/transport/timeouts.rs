@@ -19,7 +19,6 @@ use hyper::rt::{Sleep, Timer};
 pub struct Activity(Arc<AtomicBool>);
 
 impl Activity {
-    /// Bytes were read.
     pub fn note(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

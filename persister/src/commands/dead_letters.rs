@@ -41,7 +41,6 @@ pub enum Command {
     },
 }
 
-/// Runs the command.
 pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
     let store = OperatorStore::connect(&config.database);
     match command {

@@ -44,7 +44,6 @@ fn parse_span(text: &str) -> Result<Duration, &'static str> {
     text.parse().map(|Span(duration)| duration)
 }
 
-/// Runs the command.
 pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
     let store = OperatorStore::connect(&config.database);
     let sessions = Sessions::connect(store, &config.nats).await?;

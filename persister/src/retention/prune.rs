@@ -39,7 +39,6 @@ pub fn unknown(session_id: &str) -> String {
 
 /// Sessions as Postgres and the log have them.
 pub struct Sessions {
-    /// Postgres.
     pub store: OperatorStore,
     client: Client,
     jetstream: context::Context,
@@ -216,7 +215,6 @@ impl Sessions {
 /// The last record of a session in the log.
 #[derive(Clone, Copy)]
 pub struct LastRecord {
-    /// Its stream sequence.
     pub sequence: u64,
     /// When the log took it.
     pub time: OffsetDateTime,

@@ -169,7 +169,6 @@ const EXPECTED_IF_KNOWN: &str = r#"
         WHERE (SELECT bool_and("chatSessionId" IS NOT NULL) FROM sent)
     )"#;
 
-/// Stores messages alone.
 const STORED_KNOWN: &str = r#", stored AS (
         INSERT INTO "Message" ("id", "sender", "content", "createdAt", "isAI", "chatSessionId", "logEpoch",
                                "logSequence")

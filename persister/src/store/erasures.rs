@@ -22,7 +22,6 @@ const CLEARED: &str = r#"
 /// An erased session of which the log may still hold something.
 #[derive(Debug)]
 pub struct Uncleared {
-    /// Which session.
     pub digest: SessionDigest,
     /// Sequence of the record that erased it; 0 if this log has none.
     pub erased_sequence: u64,

@@ -102,7 +102,6 @@ impl Store {
         Ok(leases)
     }
 
-    /// Gives up everything.
     pub async fn leave(&self) -> sqlx::Result<()> {
         answered(sqlx::query(LEAVE).bind(self.worker).execute(&self.pool)).await.map(drop)
     }

@@ -85,7 +85,6 @@ const MOVE_IDLE: &str = r#"
 /// How far a partition is stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Offset {
-    /// Which partition.
     pub partition: Partition,
     /// The last stored record; sequence 0 before the first.
     pub stored: Position,
@@ -96,7 +95,6 @@ pub struct Offset {
 /// A record of the log, to know the log again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// Its stream sequence.
     pub sequence: u64,
     /// Its timestamp; Postgres keeps microseconds of it.
     pub recorded_at: OffsetDateTime,
@@ -105,7 +103,6 @@ pub struct Fingerprint {
 /// By what a partition knows its log again.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mark {
-    /// Which partition.
     pub partition: Partition,
     /// The last stored record; sequence 0 before the first.
     pub stored: Position,

@@ -50,9 +50,7 @@ pub struct OperatorStore {
 #[derive(Debug, sqlx::FromRow)]
 #[sqlx(rename_all = "camelCase")]
 pub struct DeadLetter {
-    /// Its number.
     pub id: i64,
-    /// Where it stood.
     pub subject: String,
     /// Its bytes.
     pub payload: Vec<u8>,
@@ -121,7 +119,6 @@ impl OperatorStore {
         answered(query.fetch_all(&self.pool)).await
     }
 
-    /// One dead letter.
     pub async fn dead_letter(&self, id: i64) -> sqlx::Result<Option<DeadLetter>> {
         answered(sqlx::query_as(DEAD_LETTERS).bind(id).bind(1_i64).fetch_optional(&self.pool)).await
     }

@@ -11,7 +11,6 @@ const SERVER: &str = "http://localhost:4000";
 /// What sockets speak, an extension of the document.
 const EVENTS: &str = "x-socket-io";
 
-/// The whole page.
 pub fn render(document: &Json) -> String {
     let mut page = String::new();
     let info = &document["info"];

@@ -14,11 +14,8 @@ pub enum Json {
     Null,
     /// `true` or `false`.
     Bool(bool),
-    /// A number.
     Number(Number),
-    /// A text.
     Text(String),
-    /// An array.
     List(Vec<Self>),
     /// An object, its keys as they were written.
     Object(Vec<(String, Self)>),
