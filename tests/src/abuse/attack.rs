@@ -29,7 +29,7 @@ pub(super) enum Attack {
     SlowHeaders,
     /// A thousand connections send nothing.
     Silence,
-    /// A hundred connections stop in the middle of a body, a hundred times.
+    /// A hundred connections stop in the middle of a body.
     HalfBodies,
     /// A hundred connections read a long history a few bytes at a time.
     TrickleReaders,
