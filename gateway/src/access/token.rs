@@ -43,6 +43,7 @@ struct Claims {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenRole {
+    /// A support agent.
     Admin,
     /// A program that reads and answers.
     Integrator,
