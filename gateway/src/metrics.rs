@@ -76,7 +76,7 @@ impl Full {
 
 /// What a client may not send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Excess {
+pub enum PacketExcess {
     /// Packets faster than any client that is answered.
     #[error("too many packets")]
     Packets,
@@ -85,7 +85,7 @@ pub enum Excess {
     Namespace,
 }
 
-impl Excess {
+impl PacketExcess {
     pub const ALL: [Self; 2] = [Self::Packets, Self::Namespace];
 
     /// The reason as the metric's label has it.
@@ -185,7 +185,7 @@ impl Metrics {
         for reason in Overfull::ALL {
             drop(metrics.overfull_sockets.get_or_create(&[("bound", reason.as_str().into())]));
         }
-        for reason in Excess::ALL {
+        for reason in PacketExcess::ALL {
             drop(metrics.excessive_packets.get_or_create(&[("reason", reason.as_str().into())]));
         }
         metrics
@@ -207,7 +207,7 @@ impl Metrics {
     }
 
     /// A connection or a request ends for what came over it.
-    pub fn excess(&self, why: Excess) {
+    pub fn excess(&self, why: PacketExcess) {
         self.excessive_packets.get_or_create(&[("reason", why.as_str().into())]).inc();
     }
 

@@ -22,7 +22,6 @@ use crate::error::ClientError;
 /// time as messages do. A client that emits a queue of its own at once is told, one that does
 /// not listen costs no more than these.
 const REFUSED_MAX: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
-const TWO: NonZeroU32 = NonZeroU32::new(2).unwrap();
 /// Longest wait that is asked for where nobody knows when a place becomes free.
 const PLACE_RETRY: Duration = Duration::from_secs(10);
 /// Fewer addresses than these are not worth sweeping.
@@ -33,7 +32,8 @@ const REMEMBERED_MAX: usize = 100_000;
 /// Larger numbers limit nothing.
 const NUMBER_MAX: NonZeroU32 = NonZeroU32::new(1_000_000).unwrap();
 
-type Limiter = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<Instant>>;
+/// Counts against one quota.
+pub type Limiter = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<Instant>>;
 
 #[derive(Debug, Clone)]
 pub struct LimitSettings {
@@ -90,7 +90,7 @@ impl LimitSettings {
         let events = self.messages.burst_size().saturating_add(REFUSED_MAX.get());
         // Those that are taken and those that are refused come back at this rate each.
         let packet = self.messages.replenish_interval() / 4;
-        let quota = Quota::with_period(packet)?.allow_burst(events.saturating_mul(TWO));
+        let quota = Quota::with_period(packet)?.allow_burst(events.saturating_add(events.get()));
         self.rates.then_some(quota)
     }
 
@@ -278,7 +278,8 @@ impl Drop for SocketSlot {
     }
 }
 
-fn limiter(quota: Quota) -> Limiter {
+/// A limiter against which nothing was counted yet.
+pub fn limiter(quota: Quota) -> Limiter {
     // The monotonic clock of the standard library costs a connection no memory.
     RateLimiter::direct_with_clock(quota, MonotonicClock)
 }

@@ -8,17 +8,14 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use axum::body::HttpBody;
 use bytes::Bytes;
-use governor::clock::MonotonicClock;
-use governor::middleware::NoOpMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
+use governor::Quota;
 use hyper::body::{Frame, SizeHint};
 
-use crate::metrics::{Excess, METRICS};
+use crate::access::limits::{Limiter, limiter};
+use crate::metrics::{METRICS, PacketExcess};
 
 /// Longest name of a namespace.
 const NAMESPACE_BYTES_MAX: u16 = 256;
@@ -28,7 +25,6 @@ const SEPARATOR: u8 = 0x1e;
 const FRAME_HEADER_MAX: usize = 14;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type Limiter = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<Instant>>;
 
 /// How many packets one socket may send.
 pub struct PacketCount(Option<Limiter>);
@@ -36,12 +32,12 @@ pub struct PacketCount(Option<Limiter>);
 impl PacketCount {
     /// As many as this; without a quota any number.
     pub fn new(quota: Option<Quota>) -> Self {
-        Self(quota.map(|quota| RateLimiter::direct_with_clock(quota, MonotonicClock)))
+        Self(quota.map(limiter))
     }
 
-    fn take(&self) -> Result<(), Excess> {
+    fn take(&self) -> Result<(), PacketExcess> {
         let taken = self.0.as_ref().is_none_or(|limiter| limiter.check().is_ok());
-        if taken { Ok(()) } else { Err(Excess::Packets) }
+        if taken { Ok(()) } else { Err(PacketExcess::Packets) }
     }
 }
 
@@ -66,13 +62,13 @@ impl Head {
         matches!(self, Self::Known)
     }
 
-    fn next(&mut self, byte: u8) -> Result<(), Excess> {
+    fn next(&mut self, byte: u8) -> Result<(), PacketExcess> {
         *self = match (*self, byte) {
             (Self::Packet, b'4') => Self::Message,
             (Self::Message, b'0'..=b'6') | (Self::Type, b'0'..=b'9' | b'-') => Self::Type,
             (Self::Type, b'/') => Self::Namespace { bytes: 1 },
             (Self::Namespace { bytes }, _) if bytes >= NAMESPACE_BYTES_MAX && byte != b',' => {
-                return Err(Excess::Namespace);
+                return Err(PacketExcess::Namespace);
             }
             (Self::Namespace { bytes }, byte) if byte != b',' => {
                 Self::Namespace { bytes: bytes + 1 }
@@ -113,7 +109,7 @@ impl Frames {
     }
 
     /// Takes what came next.
-    pub fn read(&mut self, mut bytes: &[u8]) -> Result<(), Excess> {
+    pub fn read(&mut self, mut bytes: &[u8]) -> Result<(), PacketExcess> {
         while !bytes.is_empty() {
             if self.payload == 0 {
                 bytes = self.read_header(bytes)?;
@@ -124,7 +120,7 @@ impl Frames {
         Ok(())
     }
 
-    fn read_header<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Excess> {
+    fn read_header<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], PacketExcess> {
         let Some((&byte, rest)) = bytes.split_first() else { return Ok(bytes) };
         self.header[self.header_bytes] = byte;
         self.header_bytes += 1;
@@ -155,7 +151,7 @@ impl Frames {
         }
     }
 
-    fn read_payload<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Excess> {
+    fn read_payload<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], PacketExcess> {
         let here = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
         let (payload, rest) = bytes.split_at(here);
         // The mask is the last part of the header.
@@ -193,7 +189,6 @@ fn header_length(header: &[u8]) -> usize {
 pub struct HeadersEnd {
     last: Last,
     found: bool,
-    is_last: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -208,18 +203,17 @@ impl HeadersEnd {
     /// Something was answered: the next request comes.
     pub fn answered(&mut self) {
         self.found = false;
-        self.is_last = false;
     }
 
     /// Takes what came next; `true` if the first empty line of a request is the end of it.
     pub fn read(&mut self, bytes: &[u8]) -> bool {
-        self.is_last = false;
+        let mut is_last = false;
         for (at, byte) in bytes.iter().enumerate() {
             // Also behind the first one: the next request may begin before the answer to this one.
             self.last = match (self.last, byte) {
                 // The parser of requests takes a line feed alone for the end of a line too.
                 (Last::NewLine | Last::NewLineReturn, b'\n') => {
-                    self.is_last = !self.found && at + 1 == bytes.len();
+                    is_last = !self.found && at + 1 == bytes.len();
                     self.found = true;
                     Last::NewLine
                 }
@@ -228,7 +222,7 @@ impl HeadersEnd {
                 _ => Last::Other,
             };
         }
-        self.is_last
+        is_last
     }
 }
 
@@ -246,7 +240,7 @@ impl<B> CountedBody<B> {
         Self { body, count, head: Head::default(), begins: true }
     }
 
-    fn read(&mut self, bytes: &[u8]) -> Result<(), Excess> {
+    fn read(&mut self, bytes: &[u8]) -> Result<(), PacketExcess> {
         let Some(count) = &self.count else { return Ok(()) };
         for &byte in bytes {
             if byte == SEPARATOR {
@@ -329,7 +323,7 @@ mod tests {
     }
 
     /// Reads them byte by byte, in threes and as a whole.
-    fn read(packets: u32, frames: &[Vec<u8>]) -> Result<(), Excess> {
+    fn read(packets: u32, frames: &[Vec<u8>]) -> Result<(), PacketExcess> {
         let bytes = frames.concat();
         let ways = [1, 3, bytes.len()].map(|length| {
             let mut frames = Frames::new(count(packets));
@@ -353,7 +347,7 @@ mod tests {
             frame(0x81, b""),
         ];
         assert_eq!(read(8, &frames), Ok(()));
-        assert_eq!(read(7, &frames), Err(Excess::Packets));
+        assert_eq!(read(7, &frames), Err(PacketExcess::Packets));
         let mut unlimited = Frames::new(PacketCount::new(None));
         assert_eq!(unlimited.read(&frames.concat().repeat(100)), Ok(()));
     }
@@ -387,9 +381,9 @@ mod tests {
             ways[0]
         };
         assert_eq!(read(3, "3\u{1e}40\u{1e}42[\"a,/\"]"), Ok(()));
-        assert_eq!(read(2, "3\u{1e}40\u{1e}42[\"a,/\"]"), Err(Excess::Packets));
+        assert_eq!(read(2, "3\u{1e}40\u{1e}42[\"a,/\"]"), Err(PacketExcess::Packets));
         let long = format!("3\u{1e}40/{},", "n".repeat(256));
-        assert_eq!(read(9, &long), Err(Excess::Namespace));
+        assert_eq!(read(9, &long), Err(PacketExcess::Namespace));
         assert_eq!(read(9, &long[..long.len() - 2]), Ok(()));
         assert_eq!(read(1, &"3".repeat(1_000)), Ok(()), "one packet");
     }

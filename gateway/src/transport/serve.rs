@@ -229,7 +229,8 @@ impl Exchange {
             return Ok(refusal("something stands behind the request for a websocket"));
         }
         let polls = request.method() == Method::GET;
-        let count = named.map(|sid| self.wires.packets_of(sid));
+        // What polls has no body.
+        let count = named.filter(|_| !polls).map(|sid| self.wires.packets_of(sid));
         let timed = |body| TimedBody::new(body, self.least_rate);
         let request = request.map(|body| CountedBody::new(timed(body), count));
         let response = self.router.oneshot(request).await?;
@@ -242,7 +243,9 @@ impl Exchange {
             }
             return Ok(response);
         }
-        self.wire.stay_http();
+        if asks_to_upgrade {
+            self.wire.stay_http();
+        }
         if let Some(sid) = named
             && polls
             && response.status() == StatusCode::OK

@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use crate::metrics::{Excess, METRICS};
+use crate::metrics::{METRICS, PacketExcess};
 use crate::transport::connection_slots::ConnectionSlot;
 use crate::transport::disconnect::{Line, Wire};
 use crate::transport::http_limits::LeastRate;
@@ -85,7 +85,7 @@ impl SharedStream {
 
 impl SharedStream {
     /// Counts the packets of a websocket; of HTTP it is known where a request's headers end.
-    fn count(&mut self, bytes: &[u8]) -> Result<(), Excess> {
+    fn count(&mut self, bytes: &[u8]) -> Result<(), PacketExcess> {
         if !self.line.is_websocket() {
             self.frames = None;
             self.line.set_headers_end(self.headers_end.read(bytes));

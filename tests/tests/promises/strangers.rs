@@ -142,6 +142,14 @@ async fn upgraded(stack: &Stack) -> (Websocket, String) {
     (socket, sid)
 }
 
+/// A request for a websocket.
+fn upgrade(query: &str) -> String {
+    format!(
+        "GET /socket.io/?EIO=4&transport=websocket{query} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+}
+
 /// Requests that name a socket as its own upgrade would.
 async fn decoys(stack: &Stack, sid: &str) -> Vec<TcpStream> {
     let mut decoys = Vec::new();
@@ -155,10 +163,7 @@ async fn decoys(stack: &Stack, sid: &str) -> Vec<TcpStream> {
     }
     // A real one; the library takes it and lets go of it.
     let mut decoy = connect(stack, NEIGHBOUR, false).await;
-    let upgrade = format!(
-        "GET /socket.io/?EIO=4&transport=websocket&sid={sid} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
-         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
+    let upgrade = upgrade(&format!("&sid={sid}"));
     ask(&mut decoy, &upgrade).await;
     decoys.push(decoy);
     decoys
@@ -647,14 +652,13 @@ async fn packets_that_no_handler_sees_are_counted_too() {
 #[tokio::test]
 async fn a_websocket_begins_only_where_nothing_stands_behind_its_request() {
     let stack = Stack::start().await;
-    let upgrade = "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
-                   Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let upgrade = upgrade("");
     // A connection that was used before, as proxies keep them.
     let mut kept = connect(&stack, STRANGER, false).await;
     for _ in 0..3 {
         assert!(ask(&mut kept, HEALTH).await.unwrap().starts_with("HTTP/1.1 200"));
     }
-    assert!(ask(&mut kept, upgrade).await.unwrap().starts_with("HTTP/1.1 101"));
+    assert!(ask(&mut kept, &upgrade).await.unwrap().starts_with("HTTP/1.1 101"));
     for behind in ["x", "\u{81}\u{0}frame\r\n\r\n", HEALTH] {
         let mut stream = connect(&stack, STRANGER, false).await;
         let answer = ask(&mut stream, &format!("{upgrade}{behind}")).await.unwrap();
