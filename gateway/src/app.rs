@@ -15,10 +15,13 @@ use crate::delivery::rooms::Rooms;
 use crate::delivery::stored_sessions::StoredSessions;
 use crate::inbox::ai_mode::AiModes;
 use crate::inbox::lists::Lists;
+use crate::log::accept_message::Way;
+use crate::log::pending_sends::PendingSends;
 use crate::log::publisher::Publisher;
 use crate::log::session_lookup::SessionLookup;
 use crate::presence::active::Presence;
 use crate::transport::backlog::Backlogs;
+use crate::transport::incoming::Incoming;
 
 /// What every part of the gateway shares.
 pub struct Gateway {
@@ -30,8 +33,10 @@ pub struct Gateway {
     /// What the rooms were given.
     pub positions: Arc<Positions>,
     /// The way into the log.
-    pub publisher: Publisher,
+    pub publisher: Arc<Publisher>,
     pub lookup: Arc<SessionLookup>,
+    /// Who waits for what becomes of a message.
+    pub pending_sends: Arc<PendingSends>,
     /// Who waits for a session to be stored.
     pub stored_sessions: Arc<StoredSessions>,
     pub history: History,
@@ -45,6 +50,8 @@ pub struct Gateway {
     pub ai_modes: AiModes,
     /// What waits for sockets.
     pub backlogs: Arc<Backlogs>,
+    /// What is kept of what clients send.
+    pub incoming: Incoming,
     /// Answers that are under way.
     pub answers: TaskTracker,
     /// Once it is asked for, nothing new is begun.
@@ -52,12 +59,24 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// What a send goes through.
+    pub fn way_of_sends(&self) -> Way<'_> {
+        Way {
+            lookup: &self.lookup,
+            pending: &self.pending_sends,
+            publisher: &self.publisher,
+            partitions: self.config.log.partitions,
+        }
+    }
+
     /// Everybody here who hears of what is stored.
     pub fn audience(&self) -> Audience {
         Audience {
             rooms: Arc::clone(&self.rooms),
             presence: Arc::clone(&self.presence),
             inboxes: Arc::clone(&self.inboxes),
+            pending_sends: Arc::clone(&self.pending_sends),
+            stored_sessions: Arc::clone(&self.stored_sessions),
             lookup: Arc::clone(&self.lookup),
             partitions: self.config.log.partitions,
         }

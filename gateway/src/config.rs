@@ -5,20 +5,24 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderValue;
 use shared::database::Database;
 use shared::log::LogSettings;
 use shared::nats::NatsUrl;
-use shared::settings::{self, Address, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, Switch};
+use shared::settings::{
+    self, Address, DotEnv, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, Switch,
+};
 use shared::telemetry::{Filter, LogFormat};
 
 use crate::access::client_address::TrustedProxies;
 use crate::access::limits::LimitSettings;
+use crate::access::origins::Origins;
 use crate::access::rights::{Caller, Role};
 use crate::access::token::{Keys, PublicKeys, Secrets};
 use crate::error::ClientError;
 use crate::inbox::entry::Zone;
+use crate::log::pending_sends::AckSettings;
 use crate::transport::backlog::WaitingLimits;
+use crate::transport::client_files::ClientFiles;
 use crate::transport::http_limits::HttpLimits;
 use crate::transport::serve::Host;
 
@@ -65,15 +69,49 @@ pub const OWN: &[Setting] = &[
                nobody authenticates",
     },
     Setting {
+        name: "TRY_PAGE",
+        default: "auto",
+        help: "on serves pages to try the chat under / and /agent, off does not; auto does where nobody authenticates \
+               and only this machine can connect",
+    },
+    Setting {
+        name: "SOCKET_IO_CLIENT",
+        default: "",
+        help: "Folder with the files of Socket.IO's client for browsers, dist of the npm package socket.io-client: \
+               served under /socket.io/, as Socket.IO's own server does",
+    },
+    Setting {
         name: "CORS_ORIGINS",
         default: "*",
-        help: "Origins that browsers may call and connect from, separated by commas; * is every origin",
+        help: "Origins that browsers may call and connect from, separated by commas, as \
+               https://www.example.com,https://*.example.org; * is every origin",
+    },
+    Setting {
+        name: "CORS_CREDENTIALS",
+        default: "false",
+        help: "true lets pages of the origins that CORS_ORIGINS lists send cookies along (withCredentials)",
     },
     Setting {
         name: "TRUSTED_PROXIES",
         default: "",
         help: "Addresses and networks of proxies, separated by commas, whose Forwarded or X-Forwarded-For names \
                the client, as 10.0.0.0/8,::1",
+    },
+    Setting {
+        name: "STORED_WAIT",
+        default: "1s",
+        help: "Longest wait for a message that is in the log to be stored, before its send is acked as accepted",
+    },
+    Setting {
+        name: "LOG_SYNC",
+        default: "100ms",
+        help: "The sync_interval of nats-server, which no client can ask it for: an accepted message was synced",
+    },
+    Setting {
+        name: "GUARD_BYTES",
+        default: "67108864",
+        help: "Most bytes of messages that are acked as accepted and not stored yet; the oldest are forgotten first, \
+               and nobody is told then if they are refused",
     },
     Setting {
         name: "LIMITS",
@@ -106,6 +144,21 @@ pub const OWN: &[Setting] = &[
         name: "HTTP_READS_BURST",
         default: "500",
         help: "Most reads of histories and lists of one client address over HTTP at once",
+    },
+    Setting {
+        name: "HTTP_READS_AT_ONCE",
+        default: "100",
+        help: "Most reads of histories and lists of one client address over HTTP that are under way, until their answers are taken",
+    },
+    Setting {
+        name: "HTTP_REQUESTS_PER_SECOND",
+        default: "1000",
+        help: "Most requests of one client address per second in the long run, whatever they ask for, those of polling clients too",
+    },
+    Setting {
+        name: "HTTP_REQUESTS_BURST",
+        default: "5000",
+        help: "Most requests of one client address at once",
     },
     Setting {
         name: "NEW_SESSIONS_PER_MINUTE",
@@ -151,18 +204,19 @@ pub const OWN: &[Setting] = &[
     Setting {
         name: "WAITING_BYTES_PER_SOCKET",
         default: "4194304",
-        help: "Most bytes that wait for one socket, in memory, until it reads them; one answer of any size comes on \
-               top. A socket for which more waits ends",
+        help: "Most bytes that wait for one socket, in memory, until it reads them, with what is held back while it \
+               resumes; one answer of any size comes on top. A socket for which more waits ends",
     },
     Setting {
         name: "WAITING_BYTES_PER_ADDRESS",
         default: "67108864",
-        help: "Most bytes that wait for all sockets of one client address; beyond that the largest ends",
+        help: "Most bytes that wait for all sockets of one client address, beyond which the largest ends; and most bytes \
+               kept of what it sends",
     },
     Setting {
         name: "WAITING_BYTES",
         default: "268435456",
-        help: "Most bytes that wait for all sockets; beyond that the largest ends",
+        help: "Most bytes that wait for all sockets, beyond which the largest ends; and most bytes kept of what all send",
     },
     Setting {
         name: "MAX_HEADER_BYTES",
@@ -178,13 +232,14 @@ pub const OWN: &[Setting] = &[
     Setting {
         name: "SLOW_SECONDS",
         default: "20",
-        help: "How long the body of a request, or the reading of what is sent, may be slower than \
+        help: "How long the body of a request, a message over a websocket, or the reading of what is sent, may be slower than \
                MIN_BYTES_PER_SECOND before the connection ends",
     },
     Setting {
         name: "MIN_BYTES_PER_SECOND",
         default: "1000",
-        help: "Least rate at which clients send the bodies of requests and read what is sent to them",
+        help: "Least rate at which clients send the bodies of requests and messages over websockets, and read what is sent to \
+               them",
     },
     Setting {
         name: "IDLE_SECONDS",
@@ -207,8 +262,14 @@ pub struct Config {
     pub ops_address: SocketAddr,
     /// Keys of tokens; none in open mode.
     pub keys: Keys,
+    /// Whether there are pages to try the chat.
+    pub try_page: bool,
+    /// The files of Socket.IO's client for browsers, where there are any.
+    pub client_files: Option<Arc<ClientFiles>>,
     /// Who may call from a browser.
     pub cors_origins: Origins,
+    /// Whether they may send cookies along.
+    pub cors_credentials: bool,
     /// Time zone of the clock times in the agents' lists.
     pub inbox_zone: Zone,
     /// Whose word about a client's address is taken.
@@ -217,6 +278,8 @@ pub struct Config {
     pub limits: LimitSettings,
     /// What may wait for sockets.
     pub waiting: WaitingLimits,
+    /// When a send is acked.
+    pub acks: AckSettings,
     /// Bounds of HTTP connections.
     pub http: HttpLimits,
     /// Most Unicode scalar values of a message.
@@ -228,12 +291,23 @@ pub struct Config {
 }
 
 impl Config {
-    /// Who comes with this token. In open mode nobody looks at it.
-    pub fn caller(&self, token: Option<&str>) -> Result<Caller, ClientError> {
-        match token {
-            Some(token) if !self.keys.is_empty() => self.keys.caller(token),
-            _ => Ok(self.anonymous()),
+    /// Who comes with these tokens, each of which must be valid; nobody has two names. In open mode nobody looks
+    /// at them.
+    pub fn caller<'a>(
+        &self,
+        tokens: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Caller, ClientError> {
+        if self.keys.is_empty() {
+            return Ok(self.anonymous());
         }
+        let callers = tokens.into_iter().map(|token| self.keys.caller(token));
+        let caller = callers.reduce(|one, other| one?.and(&other?));
+        caller.unwrap_or_else(|| Ok(self.anonymous()))
+    }
+
+    /// Whether there is a key: tokens count.
+    pub fn is_keyed(&self) -> bool {
+        !self.keys.is_empty()
     }
 
     /// Who comes without a token.
@@ -242,41 +316,20 @@ impl Config {
     }
 }
 
-/// Origins that browsers may call from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origins {
-    /// Everybody, as the seed.
-    Any,
-    List(Vec<HeaderValue>),
+/// Whether there are pages to try the chat.
+enum TryPage {
+    Auto,
+    Set(Switch),
 }
 
-impl Origins {
-    /// Whether a browser may connect from this origin; what sends none is no browser.
-    pub fn allow(&self, origin: Option<&HeaderValue>) -> bool {
-        match (self, origin) {
-            (Self::Any, _) | (_, None) => true,
-            (Self::List(list), Some(origin)) => list.contains(origin),
-        }
-    }
-}
-
-impl FromStr for Origins {
+impl FromStr for TryPage {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "*" {
-            return Ok(Self::Any);
+        match text {
+            "auto" => Ok(Self::Auto),
+            text => text.parse().map(Self::Set).map_err(|_| "must be on, off or auto"),
         }
-        let origin = |text: &str| {
-            // As browsers write it.
-            let origin = text.trim().trim_end_matches('/').to_ascii_lowercase();
-            let valid = origin.starts_with("http://") || origin.starts_with("https://");
-            HeaderValue::from_str(&origin).ok().filter(|_| valid)
-        };
-        let origins: Option<Vec<_>> = text.split(',').map(origin).collect();
-        origins
-            .map(Self::List)
-            .ok_or("must be * or origins such as https://example.com, separated by commas")
     }
 }
 
@@ -287,18 +340,20 @@ pub fn help() -> String {
 
 /// Reads the environment and `.env`; logging is started with what they say.
 pub fn from_environment() -> Result<Config, Mistakes> {
-    let mut settings = Settings::from_environment(&[settings::COMMON, OWN]);
+    let file = DotEnv::read();
+    let mut settings = Settings::from_environment(&[settings::COMMON, OWN], &file);
     let filter: Filter = settings.get("RUST_LOG");
     let format: LogFormat = settings.get("LOG_FORMAT");
     let config = read(settings)?;
     shared::telemetry::start(filter, format);
+    file.warn();
     config.database.warn_of_unknown_parameters();
     config.limits.warn();
     Ok(config)
 }
 
 fn read(mut settings: Settings) -> Result<Config, Mistakes> {
-    let config = Config {
+    let mut config = Config {
         database: settings.get("DATABASE_URL"),
         nats: settings.get("NATS_URL"),
         log: LogSettings::read(&mut settings),
@@ -306,10 +361,14 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
         port: settings.number("PORT", 0..=u16::MAX),
         ops_address: settings.get::<Address>("OPS_ADDRESS").0,
         keys: keys(&mut settings),
+        try_page: false,
+        client_files: settings.optional("SOCKET_IO_CLIENT").map(Arc::new),
         cors_origins: settings.get("CORS_ORIGINS"),
+        cors_credentials: settings.get::<Switch>("CORS_CREDENTIALS").0,
         inbox_zone: settings.get("INBOX_TZ"),
         trusted_proxies: settings.optional("TRUSTED_PROXIES").map(Arc::new).unwrap_or_default(),
         limits: LimitSettings::read(&mut settings),
+        acks: AckSettings::read(&mut settings),
         http: HttpLimits::read(&mut settings),
         waiting: WaitingLimits::read(&mut settings),
         max_content_chars: settings.number("MAX_CONTENT_CHARS", 1..=CONTENT_CHARS_MAX),
@@ -319,6 +378,15 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
             settings.number("SHUTDOWN_SECONDS", 0..=SHUTDOWN_SECONDS_MAX),
         ),
     };
+    config.try_page = match settings.get("TRY_PAGE") {
+        TryPage::Auto => config.keys.is_empty() && config.host.is_loopback(),
+        TryPage::Set(Switch(on)) => on,
+    };
+    if config.cors_credentials && config.cors_origins == Origins::Any {
+        settings.mistake(
+            "CORS_CREDENTIALS: no browser sends cookies where CORS_ORIGINS is *; list the origins",
+        );
+    }
     let open: Switch = settings.get("ALLOW_INSECURE_OPEN");
     if config.keys.is_empty() && !config.host.is_loopback() && !open.0 {
         settings.mistake(
@@ -333,7 +401,15 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
 fn keys(settings: &mut Settings) -> Keys {
     let secrets: Secrets = settings.optional("JWT_SECRET").unwrap_or_default();
     let public: PublicKeys = settings.optional("JWT_PUBLIC_KEY").unwrap_or_default();
-    Keys::new(&secrets, public, settings.optional("JWT_AUDIENCE"))
+    let audience: Option<String> = settings.optional("JWT_AUDIENCE");
+    let is_looked_at = audience.is_some();
+    let keys = Keys::new(&secrets, public, audience);
+    if is_looked_at && keys.is_empty() {
+        settings.mistake(
+            "JWT_AUDIENCE: nobody looks at a token without a key; set JWT_SECRET or JWT_PUBLIC_KEY, or take it away",
+        );
+    }
+    keys
 }
 
 #[cfg(test)]
@@ -365,6 +441,17 @@ mod tests {
         }
         assert!(config(&[("HOST", "0.0.0.0"), ("ALLOW_INSECURE_OPEN", "true")]).is_ok());
         assert!(config(&[("HOST", "127.0.0.2")]).is_ok());
+    }
+
+    #[test]
+    fn pages_to_try_the_chat_are_for_this_machine_unless_it_is_said_otherwise() {
+        let try_page = |set| config(set).unwrap().try_page;
+        let secret = ("JWT_SECRET", "a secret of this test alone of 32 bytes or more");
+        let keyed: &'static [_] = Box::leak(Box::new([secret]));
+        let keyed_on: &'static [_] = Box::leak(Box::new([secret, ("TRY_PAGE", "on")]));
+        assert!(try_page(&[]) && !try_page(&[("TRY_PAGE", "off")]));
+        assert!(!try_page(&[("HOST", "0.0.0.0"), ("ALLOW_INSECURE_OPEN", "true")]));
+        assert!(!try_page(keyed) && try_page(keyed_on));
     }
 
     #[test]

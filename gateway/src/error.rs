@@ -16,6 +16,8 @@ pub enum ErrorCode {
     Unauthorized,
     /// The token is valid, and its role does not allow this.
     Forbidden,
+    /// Another message is stored under this `clientOffset`.
+    Conflict,
     /// Over a size limit.
     TooLarge,
     /// Too many in a time: see `retryAfterMs`.
@@ -34,6 +36,7 @@ impl ErrorCode {
             Self::SessionNotFound => "session_not_found",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
+            Self::Conflict => "conflict",
             Self::TooLarge => "too_large",
             Self::RateLimited => "rate_limited",
             Self::Overloaded => "overloaded",
@@ -68,6 +71,11 @@ impl ClientError {
     /// No session has this id.
     pub fn session_not_found() -> Self {
         Self::new(ErrorCode::SessionNotFound, "there is no session with this id")
+    }
+
+    /// What is stored says something else.
+    pub fn conflict() -> Self {
+        Self::new(ErrorCode::Conflict, "another message was stored under this clientOffset")
     }
 
     /// Too many in a time; after so long it is worth another try.

@@ -21,9 +21,20 @@ pub struct Metrics {
     pub delivery_seconds: Histogram,
     /// Requests that the log has not acknowledged yet.
     pub publishes_in_flight: Gauge,
+    /// Sends whose fate is not known yet.
+    pub pending_sends: Gauge,
+    /// Sends whose fate was announced, not heard, and found in Postgres.
+    pub fates_sought: Counter,
+    /// Requests that the log lost.
+    pub published_again: Counter,
+    /// Sends that were accepted and took too much memory.
+    pub sends_forgotten: Counter,
+    pub sends_overtaken: Counter,
     refused: Labelled<Counter>,
     /// Messages given to sockets.
     pub emits: Counter,
+    /// Announcements that did not fit in memory.
+    pub announcements_dropped: Counter,
     /// Sockets that took no message.
     pub emit_failures: Counter,
     /// Sockets that took no answer.
@@ -33,7 +44,7 @@ pub struct Metrics {
     /// TCP connections of clients.
     pub client_connections: Gauge,
     refused_connections: Labelled<Counter>,
-    /// Bodies that came too slowly.
+    /// Bodies and messages that came too slowly.
     pub slow_bodies: Counter,
     /// Connections whose client read too slowly.
     pub slow_readers: Counter,
@@ -83,16 +94,29 @@ pub enum PacketExcess {
     /// A packet of a namespace with so long a name.
     #[error("the name of a namespace is too long")]
     Namespace,
+    /// More namespaces that are not served than a mistake asks for, or the same again and again.
+    #[error("namespaces are joined too often")]
+    Namespaces,
+    /// Attachments, or an event that announces some, of which there is no use.
+    #[error("attachments are too long")]
+    Attachments,
+    /// Something that has not ended, where others of its address, or all, have begun too much.
+    #[error("too much is unfinished")]
+    Unfinished,
 }
 
 impl PacketExcess {
-    pub const ALL: [Self; 2] = [Self::Packets, Self::Namespace];
+    pub const ALL: [Self; 5] =
+        [Self::Packets, Self::Namespace, Self::Namespaces, Self::Attachments, Self::Unfinished];
 
     /// The reason as the metric's label has it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Packets => "packets",
             Self::Namespace => "namespace",
+            Self::Namespaces => "namespaces",
+            Self::Attachments => "attachments",
+            Self::Unfinished => "unfinished",
         }
     }
 }
@@ -137,8 +161,29 @@ impl Metrics {
             ),
             publishes_in_flight: all
                 .add("publishes_in_flight", "Requests that the log has not acknowledged yet"),
+            pending_sends: all.add("pending_sends", "Sends of which it is not known yet what became of them"),
+            fates_sought: all.add(
+                "fates_sought",
+                "Sends of which it was not heard what became of them, and that were found in Postgres",
+            ),
+            published_again: all.add(
+                "published_again",
+                "Requests that the log had taken and lost, and that were published again",
+            ),
+            sends_forgotten: all.add(
+                "sends_forgotten",
+                "Sends that were acked as accepted and that did not fit in GUARD_BYTES",
+            ),
+            sends_overtaken: all.add(
+                "sends_overtaken",
+                "Sends that stand behind a later one of their session, or will where they are sent again",
+            ),
             refused: all.add("refused", "Requests of clients that were answered with an error, by its code"),
             emits: all.add("emits", "Messages given to sockets, once per socket"),
+            announcements_dropped: all.add(
+                "announcements_dropped",
+                "Announcements that came faster than rooms were told; what they said is read from Postgres",
+            ),
             emit_failures: all
                 .add("emit_failures", "Messages that a socket did not take; it is cut off and comes back"),
             ack_failures: all
@@ -150,7 +195,7 @@ impl Metrics {
                 "TCP connections that were closed at once, by reason: too many of their peer, or of open files",
             ),
             slow_bodies: all
-                .add("slow_bodies", "Requests that ended because their body came below the least rate"),
+                .add("slow_bodies", "Requests and messages that ended because they came below the least rate"),
             slow_readers: all.add(
                 "slow_readers",
                 "Connections that ended because their client read below the least rate",
@@ -164,7 +209,7 @@ impl Metrics {
             excessive_packets: all.add(
                 "excessive_packets",
                 "Connections and requests that ended for what they sent before anybody looked at it, by reason: too many \
-                 packets, or too long a namespace",
+                 packets, too long a namespace or too many, attachments, or too much that has not ended",
             ),
             rooms: all.add("rooms", "Sessions that a connected socket is in"),
             sessions_opened: all.add("sessions_opened", "Sessions that were opened"),

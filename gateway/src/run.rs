@@ -17,13 +17,15 @@ use crate::config::Config;
 use crate::db::history::History;
 use crate::db::schema;
 use crate::delivery::inboxes::Inboxes;
-use crate::delivery::stored_sessions;
+use crate::delivery::missed_fates;
 use crate::delivery::task::Delivery;
 use crate::http::readiness::Readiness;
 use crate::http::{ops, routes};
 use crate::inbox::ai_mode::{self, AiModes};
 use crate::inbox::lists::{ListMaker, Lists};
+use crate::log::guard::Guard;
 use crate::log::health::LogHealth;
+use crate::log::pending_sends::PendingSends;
 use crate::log::progress::ProgressWatch;
 use crate::log::publisher::Publisher;
 use crate::log::session_lookup::SessionLookup;
@@ -33,6 +35,7 @@ use crate::presence::peers::Peers;
 use crate::transport::backlog::Backlogs;
 use crate::transport::connection_slots::ConnectionSlots;
 use crate::transport::disconnect::disconnect;
+use crate::transport::incoming::Incoming;
 use crate::transport::serve::{self, Bounds};
 
 /// Longest wait for the answers to what clients asked before the stop; each has a bound of its own
@@ -84,7 +87,7 @@ impl Services {
     /// Waits for the log and for the tables. `None` if the stop came first.
     async fn wait_for_log(&self, config: &Config, stop: &Stop) -> anyhow::Result<Option<Log>> {
         let jetstream = async_nats::jetstream::new(self.nats.clone());
-        let Some(log) = shared::log::open_until_done(&jetstream, config.log, stop).await? else {
+        let Some(log) = shared::log::open_until_done(&jetstream, &config.log, stop).await? else {
             return Ok(None);
         };
         Ok(schema::wait(&self.history, stop).await?.map(|()| log))
@@ -102,12 +105,12 @@ async fn start(
     let bounds = bounds(&config);
     let started = Stop::new();
     let mut starting = Tasks::default();
-    let first = routes::starting(&config.cors_origins);
+    let first = routes::starting(&config);
     let first = serve::serve(listeners.clone(), first, bounds.clone(), started.clone());
     starting.spawn("the first server", first);
-    let log = starting.while_they_run(services.wait_for_log(&config, stop)).await?;
+    let log = starting.while_they_run(Box::pin(services.wait_for_log(&config, stop))).await?;
     let Some(log) = log else { return Ok(None) };
-    let (gateway, lists) = assemble(config, &services, &log, stop);
+    let (gateway, lists) = assemble(config, &services, &log, bounds.incoming.clone(), stop);
     let positions = Arc::clone(&gateway.positions);
     let (history, nats) = (&services.history, &services.nats);
     let delivery = Delivery::start(gateway.audience(), positions, history, nats, &log, stop);
@@ -120,12 +123,16 @@ async fn start(
     let mut tasks = Tasks::default();
     tasks.spawn("the watch over the progress", progress.run(delivering.clone()));
     tasks.spawn("the delivery", delivery.run(delivering.clone()));
-    listen(&mut tasks, &gateway, nats, &delivering);
+    let switches = ai_mode::listen(Arc::clone(&gateway.inboxes), nats.clone(), delivering.clone());
+    tasks.spawn("what listens for switches", switches);
+    answer(&mut tasks, &gateway, &delivering);
     let backlogs = Arc::clone(&gateway.backlogs);
     tasks.spawn("the watch over what waits", backlogs.run(disconnect, delivering.clone()));
     tasks.spawn("what makes lists", lists.run(delivering.clone()));
     tasks.spawn("the exchange with other gateways", peers.run(delivering.clone()));
     let (router, io) = routes::router(&gateway, services.readiness.clone());
+    let open = stop.run_until_cancelled(gateway.publisher.is_open());
+    let Some(()) = open.await else { return Ok(None) };
     started.cancel();
     starting.all_ended().await?;
     tasks.spawn("the server", serve::serve(listeners, router, bounds, stop.clone()));
@@ -137,8 +144,10 @@ async fn start(
 /// What connections may take.
 fn bounds(config: &Config) -> Bounds {
     let per_peer = config.limits.rates.then_some(config.limits.connections_per_address as usize);
-    let slots = ConnectionSlots::new(per_peer, Arc::clone(&config.trusted_proxies));
-    Bounds { http: config.http, slots, packets: config.limits.packets() }
+    let trusted = Arc::clone(&config.trusted_proxies);
+    let slots = ConnectionSlots::new(per_peer, Arc::clone(&trusted));
+    let incoming = Incoming::new(config.waiting.shared());
+    Bounds { http: config.http, slots, packets: config.limits.packets(), incoming, trusted }
 }
 
 /// Puts together what sockets and routes share, and what makes their lists.
@@ -146,6 +155,7 @@ fn assemble(
     config: Config,
     services: &Services,
     log: &Log,
+    incoming: Incoming,
     stop: &Stop,
 ) -> (Arc<Gateway>, ListMaker) {
     let (nats, history, partitions) =
@@ -161,8 +171,9 @@ fn assemble(
         limits: Limits::new(config.limits.clone()),
         rooms: Arc::default(),
         positions: Arc::default(),
-        publisher: Publisher::new(nats.clone(), partitions, services.health.clone()),
+        publisher: Arc::new(Publisher::new(nats.clone(), partitions, services.health.clone())),
         lookup: Arc::new(lookup),
+        pending_sends: Arc::new(PendingSends::new(config.acks)),
         stored_sessions: Arc::default(),
         history,
         presence,
@@ -170,6 +181,7 @@ fn assemble(
         lists,
         ai_modes: AiModes::new(nats),
         backlogs: Backlogs::new(config.waiting),
+        incoming,
         answers: TaskTracker::new(),
         stop: stop.clone(),
         config,
@@ -177,18 +189,22 @@ fn assemble(
     (Arc::new(gateway), maker)
 }
 
-/// Listens for what is told beside saved messages.
-fn listen(tasks: &mut Tasks, gateway: &Gateway, nats: &Client, until: &Stop) {
-    let inboxes = || Arc::clone(&gateway.inboxes);
-    let waiting = Arc::clone(&gateway.stored_sessions);
-    tasks.spawn(
-        "what listens for sessions",
-        stored_sessions::listen(waiting, inboxes(), nats.clone(), until.clone()),
-    );
-    tasks.spawn(
-        "what listens for switches",
-        ai_mode::listen(inboxes(), nats.clone(), until.clone()),
-    );
+/// Answers sends by what became of them.
+fn answer(tasks: &mut Tasks, gateway: &Gateway, until: &Stop) {
+    let (pending, stop) = (Arc::clone(&gateway.pending_sends), until.clone());
+    tasks.spawn("what answers sends", async move { pending.run(stop).await });
+    let (pending, positions) = (Arc::clone(&gateway.pending_sends), Arc::clone(&gateway.positions));
+    let looking = missed_fates::look(pending, positions, gateway.history.clone(), until.clone());
+    tasks.spawn("what looks for missed fates", looking);
+    let guard = Guard {
+        nats: gateway.config.nats.clone(),
+        log: gateway.config.log.clone(),
+        publisher: Arc::clone(&gateway.publisher),
+        pending: Arc::clone(&gateway.pending_sends),
+        lookup: Arc::clone(&gateway.lookup),
+        history: gateway.history.clone(),
+    };
+    tasks.spawn("what publishes", guard.run(until.clone()));
 }
 
 /// A gateway that serves.

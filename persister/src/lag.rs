@@ -105,7 +105,9 @@ impl LagWatch {
     async fn count_from(&self, subject: &str, sequence: u64) -> anyhow::Result<u64> {
         let wanted = serde_json::json!({ "seq": sequence, "next_by_subj": subject, "batch": 1 });
         let wanted = serde_json::to_vec(&wanted)?.into();
-        let answer = self.client.request(subjects::DIRECT_GET, wanted).await?;
+        let name = &self.log.stream().cached_info().config.name;
+        let direct_get = format!("{}.{name}", subjects::DIRECT_GET);
+        let answer = self.client.request(direct_get, wanted).await?;
         let count = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Num-Pending"));
         // Without a record the answer is a status and has none.
         let count: u64 = count.map_or(Ok(0), |count| count.as_str().parse())?;

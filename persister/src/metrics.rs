@@ -35,6 +35,8 @@ pub struct Metrics {
     pub sessions_reopened: Counter,
     /// Erasures that were done.
     pub sessions_erased: Counter,
+    /// Of them, those in which nothing happened for long.
+    pub sessions_pruned: Counter,
     /// Records of sessions that were erased before.
     pub records_refused: Counter,
     /// Records of no partition.
@@ -98,6 +100,10 @@ impl Metrics {
                 "Sessions that a message opened, since the record that should have is lost",
             ),
             sessions_erased: all.add("sessions_erased", "Sessions that were erased"),
+            sessions_pruned: all.add(
+                "sessions_pruned",
+                "Sessions that this persister erased because nothing happened in them for RETENTION",
+            ),
             records_refused: all.add(
                 "records_refused",
                 "Records of erased sessions that came behind the erasure and were not stored",

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use shared::database::Database;
+use shared::database::{Database, Unusable};
 use shared::lifecycle::{Backoff, Stop, pause};
 use sqlx::migrate::{Migrate, MigrateError, Migration, Migrator};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
@@ -101,6 +101,9 @@ async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
     let connected = tokio::time::timeout(database.connect_timeout, connecting).await;
     let connected = connected.map_err(anyhow::Error::from).and_then(|done| Ok(done?));
     connected.map_err(|error| {
+        if let Some(unusable) = error.downcast_ref().and_then(Unusable::told_by) {
+            return unusable.into();
+        }
         let what = if is_wrong_password(&error) {
             let role = database.options.get_username();
             format!(
@@ -132,6 +135,9 @@ async fn apply(
     database: &Database,
     tell: Tell,
 ) -> anyhow::Result<()> {
+    if let Some(unusable) = database.look(connection).await? {
+        anyhow::bail!(unusable);
+    }
     let version: i32 = sqlx::query_scalar("SELECT current_setting('server_version_num')::int")
         .fetch_one(&mut *connection)
         .await?;
@@ -259,7 +265,7 @@ struct TooOld(i32);
 
 /// Errors that waiting does not mend: they end the process with their text.
 fn is_final(error: &anyhow::Error) -> bool {
-    if error.is::<TooOld>() {
+    if error.is::<TooOld>() || error.is::<Unusable>() {
         return true;
     }
     match error.downcast_ref::<MigrateError>() {

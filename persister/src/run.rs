@@ -13,8 +13,11 @@ use crate::metrics::METRICS;
 use crate::ownership::Ownership;
 use crate::progress::ProgressWatch;
 use crate::readiness::Readiness;
+use crate::retention::prune::Sessions;
+use crate::retention::pruner::Pruner;
 use crate::retention::trim::Trimmer;
 use crate::store::Store;
+use crate::store::operator::OperatorStore;
 use crate::worker::Worker;
 use crate::{migrate, ops};
 
@@ -61,7 +64,7 @@ async fn start(config: &Config, services: Services, stop: &Stop) -> anyhow::Resu
     let Services { worker, nats, disturbances, store, readiness } = services;
     let jetstream = async_nats::jetstream::new(nats.clone());
     let Some(()) = migrate::until_done(&config.database, stop).await? else { return Ok(None) };
-    let log = shared::log::open_until_done(&jetstream, config.log, stop).await?;
+    let log = shared::log::open_until_done(&jetstream, &config.log, stop).await?;
     let Some(log) = log else { return Ok(None) };
     let prepared = store.prepare_until_done(config.log.partitions, stop).await;
     let Some(()) = prepared else { return Ok(None) };
@@ -70,8 +73,11 @@ async fn start(config: &Config, services: Services, stop: &Stop) -> anyhow::Resu
     let (progress, waiting) = ProgressWatch::new(store.clone(), log.clone(), owned.clone());
     readiness.follow(owned.clone(), waiting);
     let trimmer = Trimmer::new(store.clone(), log.clone(), owned.clone(), config.log_keep);
+    let operator = OperatorStore::connect(&config.database);
+    let sessions = Sessions::new(operator, nats.clone(), log.clone(), config.log.partitions);
+    let pruner = Pruner::new(sessions, owned.clone(), config.retention);
     let lag = LagWatch::new(store.clone(), nats.clone(), log.clone(), owned.clone());
-    let persister = Worker::new(store, jetstream, config.log, owned, disturbances);
+    let persister = Worker::new(store, jetstream, config.log.clone(), owned, disturbances);
     let mut tasks = Tasks::default();
     let work_stop = stop.clone();
     tasks.spawn("the work", async move {
@@ -80,6 +86,7 @@ async fn start(config: &Config, services: Services, stop: &Stop) -> anyhow::Resu
             goes_on("the leases", stop, ownership.run(stop)),
             goes_on("the storing", stop, persister.run(stop)),
             goes_on("the trimming", stop, trimmer.run(stop)),
+            goes_on("the pruning", stop, pruner.run(stop)),
             goes_on("the watch over the lag", stop, lag.run(stop)),
             goes_on("the watch over the progress", stop, progress.run(stop))
         )?;

@@ -109,7 +109,7 @@ impl Worker {
                 ended = interrupted(&mut self.owned, &mut self.disturbances, stop) => return ended,
                 _ = &mut doubt, if term.doubtful => return Ok(Ended::Changed),
                 _ = positions.tick() => {
-                    term.announcer.repeat_positions().await;
+                    term.announcer.repeat_positions(&term.offsets).await;
                     if self.still_stands(&term.offsets, &partitions).await {
                         continue;
                     }
@@ -145,7 +145,7 @@ impl Worker {
     async fn begin(&self, partitions: &[Partition], reconnected: bool) -> anyhow::Result<Term> {
         // Opened anew: it may have been wiped. It is looked at before the partitions in it are: see
         // `LogReader::open`.
-        let log = shared::log::open(&self.jetstream, self.log).await?;
+        let log = shared::log::open(&self.jetstream, &self.log).await?;
         let stream = log_identity::stream_state(&log);
         self.know_log_again(&log).await?;
         let mut offsets = self.store.offsets(partitions).await?;
@@ -157,11 +157,9 @@ impl Worker {
         let client = self.jetstream.client();
         let count = self.log.partitions;
         let reader = LogReader::open(&log, &client, &stream, count, &stored, reconnected).await;
-        let announced =
-            offsets.iter().map(|offset| (offset.partition, announced(offset))).collect();
         Ok(Term {
             reader: reader.map_err(anyhow::Error::from_boxed)?,
-            announcer: Announcer::new(self.jetstream.client(), announced),
+            announcer: Announcer::new(self.jetstream.client()),
             doubtful: offsets.len() < partitions.len(),
             offsets: offsets.iter().map(|offset| (offset.partition, offset.stored)).collect(),
             stream,
@@ -189,7 +187,7 @@ impl Worker {
                 partitions = begun,
                 after = start,
                 "this is not the log that the offsets were taken from ({why}): what was acked and not yet \
-                 stored is gone; reading what there is from its start"
+                 stored is gone, unless the gateway that took it lives; reading what there is from its start"
             );
         }
         Ok(())
@@ -303,7 +301,10 @@ impl Worker {
             METRICS.commit_seconds.observe(started.elapsed().as_secs_f64());
             METRICS.commit_failures.inc_by(committed.is_err().into());
             match committed {
-                Ok(committed) => return Ok(Outcome::Settled(term.settle(batch, &committed).await)),
+                Ok(mut committed) => {
+                    self.store.look_for_repeated(batch, &mut committed).await;
+                    return Ok(Outcome::Settled(term.settle(batch, &committed).await));
+                }
                 Err(error) if self.is_at_fault(batch, &error).await => {
                     return Ok(Outcome::Refused(error));
                 }
@@ -334,8 +335,11 @@ enum Outcome {
 }
 
 impl Term {
-    /// Moves the offsets that were committed and announces the rows. `false` if some were fenced.
+    /// Announces what was done and moves the offsets that were committed. `false` if some were fenced.
     async fn settle(&mut self, batch: &Batch, committed: &Committed) -> bool {
+        measure(batch, committed);
+        tell(batch, committed);
+        self.announcer.announce(batch, committed, &self.offsets).await;
         for partition in &committed.claimed {
             if let (Some(place), Some(offset)) =
                 (batch.last.get(partition), self.offsets.get_mut(partition))
@@ -343,9 +347,6 @@ impl Term {
                 offset.sequence = place.sequence;
             }
         }
-        measure(batch, committed);
-        tell(batch, committed);
-        self.announcer.announce(batch, committed).await;
         for place in set_aside(batch, committed) {
             tracing::warn!(partition = %place.partition, sequence = place.sequence, "a record was set aside");
         }
@@ -428,11 +429,6 @@ async fn interrupted(
         changed = owned.changed() => Ok(changed.map(|()| Ended::Changed)?),
         changed = disturbances.changed() => Ok(changed.map(|()| Ended::Changed)?),
     }
-}
-
-/// Where announcing goes on: behind the last message that is stored in this epoch.
-fn announced(offset: &Offset) -> Position {
-    Position { epoch: offset.stored.epoch, sequence: offset.announced }
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
-//! Where a saved message stands: the header of its announcement. The end of a session is announced in
-//! the same way and has a place among the messages.
+//! What a persister tells the gateways of a commit: which stretch of each partition it settled, and what became
+//! of the records in it.
 //!
-//! A gateway that has everything up to `previous` has everything up to `sequence` once it has
-//! emitted the message. It needs no other rule to notice what it missed.
+//! A gateway that has everything up to `previous` has everything up to `sequence` once it has emitted the
+//! entries. It needs no other rule to notice what it missed.
 
 use async_nats::client::PublishError;
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::ids::SessionId;
@@ -15,13 +16,14 @@ use crate::subjects;
 
 /// Names one life of one partition's log: random, and never used for another partition. It
 /// changes when the log is not the one that the offset in Postgres was taken from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Epoch(pub i64);
 
 impl Epoch {
     /// A new random epoch.
     pub fn random() -> Result<Self, getrandom::Error> {
-        // Positive, so that it reads the same in Postgres, in a header and in a log line.
+        // Positive, so that it reads the same in Postgres, in an announcement and in a log line.
         Ok(Self((getrandom::u64()? >> 1).cast_signed()))
     }
 }
@@ -31,7 +33,7 @@ impl Epoch {
 pub struct Position {
     /// The life of the log in which the sequence counts.
     pub epoch: Epoch,
-    /// Stream sequence of the last announced record; 0 if there was none in this epoch.
+    /// Stream sequence of the last record that was settled; 0 if there was none in this epoch.
     pub sequence: u64,
 }
 
@@ -42,15 +44,105 @@ impl Position {
     }
 }
 
-/// The place of an announcement in its partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Announcement {
-    /// Where this message stands.
-    pub position: Position,
-    /// Sequence of the message announced before it, in the same epoch; 0 if it is the first.
+/// What a commit did, or a part of it; without entries, a repeated position. `M` is a message: as it is stored
+/// where it is written, as JSON that nobody parses where it is read.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Announcement<'a, M> {
+    #[serde(borrow)]
+    pub partitions: Vec<Stretch<'a, M>>,
+}
+
+/// What a commit did in one partition.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Stretch<'a, M> {
+    pub partition: Partition,
+    pub epoch: Epoch,
+    /// Where the partition stood before.
     pub previous: u64,
-    /// When the log took the message, to the microsecond; a repeated position has none.
-    pub recorded_at: Option<OffsetDateTime>,
+    /// Where it stands now: the committed offset, whether or not something was stored.
+    pub sequence: u64,
+    /// What became of its records, in the order of the log.
+    #[serde(borrow, default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub entries: Vec<Entry<'a, M>>,
+}
+
+/// What became of one record. A message whose session was missing has two: its session comes first.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Entry<'a, M> {
+    pub sequence: u64,
+    pub session: SessionId,
+    /// When the log took it, in microseconds since 1970.
+    pub at: i64,
+    pub fate: Fate,
+    /// Of a message: its id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    /// Of a message that is stored: as clients see it.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub message: Option<M>,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Fate {
+    /// A message is stored, by this record.
+    Stored,
+    /// A message was stored before, with the same words.
+    StoredBefore,
+    /// A message was stored before, with other words.
+    Conflict,
+    /// A message of a session that was erased before.
+    Refused,
+    /// A message that Postgres refuses is a dead letter.
+    SetAside,
+    /// A session can be read over REST.
+    Opened,
+    /// A session is erased.
+    Erased,
+    /// What a newer persister tells.
+    #[serde(other)]
+    Other,
+}
+
+impl<M> Stretch<'_, M> {
+    /// A gateway that has everything up to here has everything before this one.
+    pub fn before(&self) -> Position {
+        Position { epoch: self.epoch, sequence: self.previous }
+    }
+
+    /// A gateway has everything up to here once it has emitted the entries.
+    pub fn position(&self) -> Position {
+        Position { epoch: self.epoch, sequence: self.sequence }
+    }
+
+    /// Says again where a partition stands.
+    pub fn repeated(partition: Partition, position: Position) -> Self {
+        let Position { epoch, sequence } = position;
+        Self { partition, epoch, previous: sequence, sequence, entries: Vec::new() }
+    }
+}
+
+const NANOS_PER_MICRO: i128 = 1_000;
+
+impl<'a, M> Entry<'a, M> {
+    /// What became of a session's record that the log took then.
+    pub fn new(sequence: u64, session: SessionId, at: OffsetDateTime, fate: Fate) -> Self {
+        let micros = at.unix_timestamp_nanos() / NANOS_PER_MICRO;
+        let at = i64::try_from(micros).unwrap_or_default();
+        Self { sequence, session, at, fate, id: None, message: None }
+    }
+
+    /// It is a message with this id.
+    #[must_use]
+    pub fn of_message(self, id: &'a str, message: Option<M>) -> Self {
+        Self { id: Some(id), message, ..self }
+    }
+
+    /// When the log took it; `None` if that is no time.
+    pub fn recorded_at(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.at) * NANOS_PER_MICRO).ok()
+    }
 }
 
 /// Tells all gateways that the end of a session is in the log, before it is done: they take nothing more for
@@ -60,61 +152,67 @@ pub async fn tell_ended(
     partition: Partition,
     session: SessionId,
 ) -> Result<(), PublishError> {
-    client.publish(subjects::saved(partition, session), Bytes::new()).await
+    client.publish(subjects::ended(partition, session), Bytes::new()).await
 }
 
-/// `<epoch> <sequence> <previous> <microseconds since 1970, or ->`: in one header, since each is some allocations
-/// and a look into a map in both services, for every message.
+/// The header by which gateways of before commits were announced know a position:
+/// `<epoch> <sequence> <previous> <when, or ->`.
 const PLACE: &str = "Chat-Place";
 
-const NANOS_PER_MICRO: i128 = 1_000;
-
-impl Announcement {
-    /// A gateway that has everything up to here has everything before this one.
-    pub fn before(self) -> Position {
-        Position { sequence: self.previous, ..self.position }
-    }
-
-    /// The header that carries it.
-    pub fn to_headers(self) -> HeaderMap {
-        let Self { position: Position { epoch: Epoch(epoch), sequence }, previous, recorded_at } =
-            self;
-        let micros = recorded_at.map(|at| at.unix_timestamp_nanos() / NANOS_PER_MICRO);
-        let micros = micros.map_or_else(|| "-".to_owned(), |micros| micros.to_string());
-        let mut headers = HeaderMap::new();
-        headers.insert(PLACE, format!("{epoch} {sequence} {previous} {micros}"));
-        headers
-    }
-
-    /// Reads the header; `None` if it is missing or does not say where it stands.
-    pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
-        let mut numbers = headers.get(PLACE)?.as_str().split(' ');
-        let position = Position {
-            epoch: Epoch(numbers.next()?.parse().ok()?),
-            sequence: numbers.next()?.parse().ok()?,
-        };
-        let previous = numbers.next()?.parse().ok()?;
-        let recorded_at = numbers.next().and_then(|micros| {
-            let nanos = i128::from(micros.parse::<i64>().ok()?) * NANOS_PER_MICRO;
-            OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()
-        });
-        Some(Self { position, previous, recorded_at })
-    }
+/// Repeats where a partition stands to gateways of before commits were announced, which find by it what they
+/// missed: while persisters are newer than gateways, rooms are told within a second.
+pub async fn repeat_to_older_gateways(
+    client: &Client,
+    partition: Partition,
+    position: Position,
+) -> Result<(), PublishError> {
+    let Position { epoch: Epoch(epoch), sequence } = position;
+    let mut headers = HeaderMap::new();
+    headers.insert(PLACE, format!("{epoch} {sequence} {sequence} -"));
+    let subject = subjects::older_position(partition);
+    client.publish_with_headers(subject, headers, Bytes::new()).await
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::value::RawValue;
+
     use super::*;
 
     #[test]
-    fn headers_round_trip() {
-        let position = Position { epoch: Epoch::random().unwrap(), sequence: u64::MAX };
-        let recorded_at = time::macros::datetime!(2026-01-31 09:41:07.123_456 UTC);
-        for recorded_at in [Some(recorded_at), None] {
-            let announcement = Announcement { position, previous: 41, recorded_at };
-            let headers = announcement.to_headers();
-            assert_eq!(Announcement::from_headers(&headers), Some(announcement));
-        }
-        assert_eq!(Announcement::from_headers(&HeaderMap::new()), None);
+    fn an_announcement_is_read_as_it_was_written_and_messages_are_not_parsed() {
+        let session = SessionId::random();
+        let at = time::macros::datetime!(2026-01-31 09:41:07.123_456 UTC);
+        let message = serde_json::json!({ "id": "c1", "content": "a \"quoted\" word" });
+        let entry = |sequence, fate| Entry::new(sequence, session, at, fate);
+        let entries = vec![
+            entry(u64::MAX - 2, Fate::Opened),
+            entry(u64::MAX - 2, Fate::Stored).of_message("c1", Some(message.clone())),
+            entry(u64::MAX - 1, Fate::Conflict).of_message("c1", None),
+            entry(u64::MAX, Fate::Erased),
+        ];
+        let (epoch, partition) = (Epoch::random().unwrap(), Partition::new(7));
+        let stretch = Stretch { partition, epoch, previous: 41, sequence: u64::MAX, entries };
+        let position = Position { epoch, sequence: 3 };
+        let repeated = Stretch::repeated(Partition::FIRST, position);
+        let written = Announcement { partitions: vec![stretch, repeated] };
+        let json = serde_json::to_vec(&written).unwrap();
+        let read: Announcement<'_, &RawValue> = serde_json::from_slice(&json).unwrap();
+        let [stretch, repeated] = &read.partitions[..] else { panic!("{read:?}") };
+        assert_eq!(stretch.position(), Position { epoch, sequence: u64::MAX });
+        assert_eq!(stretch.entries[0].recorded_at(), Some(at));
+        assert_eq!(stretch.entries[1].message.unwrap().get(), message.to_string());
+        assert_eq!((stretch.entries[2].fate, stretch.entries[2].id), (Fate::Conflict, Some("c1")));
+        assert_eq!((repeated.before(), repeated.position()), (position, position));
+        assert_eq!(serde_json::to_vec(&read).unwrap(), json);
+    }
+
+    #[test]
+    fn what_a_newer_persister_tells_hides_nothing() {
+        let json = r#"{"partitions":[{"partition":1,"epoch":2,"previous":3,"sequence":4,"entries":[
+            {"sequence":4,"session":"550e8400-e29b-41d4-a716-446655440000","at":0,"fate":"new","status":{"a":1}}
+        ]}]}"#;
+        let read: Announcement<'_, &RawValue> = serde_json::from_str(json).unwrap();
+        assert_eq!(read.partitions[0].entries[0].fate, Fate::Other);
     }
 }

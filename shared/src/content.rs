@@ -48,6 +48,16 @@ impl Content {
     }
 }
 
+/// Length of a text as JSON writes it, without its quotes.
+pub fn json_bytes(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        0..0x20 => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
+    };
+    text.bytes().map(escaped).sum()
+}
+
 /// A client's own name for one send; sending it again stores nothing new.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientOffset(String);

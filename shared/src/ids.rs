@@ -57,7 +57,7 @@ impl SessionId {
     /// What is remembered of an erased session: SHA-256 of its id as text. It tells an id again, and
     /// no id can be told from it.
     pub fn digest(&self) -> SessionDigest {
-        SessionDigest(Sha256::digest(self.to_string()).into())
+        SessionDigest::of(&self.to_string())
     }
 
     /// The sixteen bytes of the UUID.
@@ -98,6 +98,11 @@ impl<'de> Deserialize<'de> for SessionId {
 }
 
 impl SessionDigest {
+    /// See [`SessionId::digest`]; an adopter's session may have any text as its id.
+    pub fn of(session_id: &str) -> Self {
+        Self(Sha256::digest(session_id).into())
+    }
+
     /// Its bytes, as Postgres stores them.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

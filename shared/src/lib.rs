@@ -2,7 +2,7 @@
 //!
 //! Domain types that are parsed once at the edge ([`ids`], [`content`], [`message`]), what travels
 //! over NATS ([`record`], [`announcement`], [`presence`], [`subjects`], [`partition`], [`log`]), and what both
-//! processes need to live ([`settings`], [`database`], [`nats`], [`telemetry`], [`metrics`], [`health`],
+//! processes need to live ([`settings`], [`env_file`], [`database`], [`pool`], [`nats`], [`telemetry`], [`metrics`], [`health`],
 //! [`lifecycle`]).
 //! It serves nothing and stores nothing.
 
@@ -10,6 +10,7 @@ pub mod announcement;
 pub mod causes;
 pub mod content;
 pub mod database;
+pub mod env_file;
 pub mod health;
 pub mod ids;
 pub mod lifecycle;
@@ -18,6 +19,7 @@ pub mod message;
 pub mod metrics;
 pub mod nats;
 pub mod partition;
+pub mod pool;
 pub mod presence;
 pub mod record;
 pub mod settings;

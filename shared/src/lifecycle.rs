@@ -153,8 +153,8 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_task_that_ends_in_whatever_way_is_told_by_its_name() {
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_ends_in_whatever_way_ends_the_work_and_is_told_by_its_name() {
         type End = fn() -> anyhow::Result<()>;
         let ends: [(&str, End); 3] = [
             ("it should run for ever", || Ok(())),
@@ -165,7 +165,11 @@ mod tests {
             let mut tasks = Tasks::default();
             tasks.spawn("one that runs", std::future::pending());
             tasks.spawn("one that ends", async move { end() });
-            let error = format!("{:#}", tasks.one_ended().await);
+            let work = async {
+                tokio::time::sleep(Duration::from_hours(1)).await;
+                Ok(())
+            };
+            let error = format!("{:#}", tasks.while_they_run(work).await.unwrap_err());
             assert!(error.starts_with("one that ends ended: ") && error.contains(why), "{error}");
         }
     }

@@ -1,9 +1,13 @@
 //! The log: one JetStream stream that holds every request until long after it was stored.
 
 use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{GetStreamErrorKind, RequestError};
+use async_nats::jetstream::context::{
+    CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind, RequestError,
+};
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Info, RetentionPolicy, StorageType, Stream,
@@ -19,10 +23,14 @@ use crate::partition::{MAX_PARTITIONS, PartitionCount};
 use crate::settings::Settings;
 use crate::subjects;
 
-/// Name of the stream.
+/// Name of the stream unless a setting says otherwise.
 pub const STREAM: &str = "CHAT";
-/// Where NATS is asked for one record, below the prefix of the API.
-const MESSAGE_GET: &str = "STREAM.MSG.GET.CHAT";
+/// Where NATS is asked for one record, below the prefix of the API, before the stream's name.
+const MESSAGE_GET: &str = "STREAM.MSG.GET";
+/// Of NATS, for a stream whose subjects another one has.
+const SUBJECTS_OVERLAP: u64 = 10_065;
+/// Most characters of a stream's name.
+const STREAM_CHARS_MAX: usize = 64;
 /// Largest record in bytes; the default `max_payload` of nats-server.
 const MAX_RECORD_BYTES: i32 = 1_048_576;
 /// Key of the stream's metadata that holds the partition count.
@@ -37,9 +45,37 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// No limit, in every limit of a stream's configuration.
 const UNLIMITED: i64 = -1;
 
+/// Name of a stream: letters, digits, `-` and `_`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamName(Arc<str>);
+
+impl StreamName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for StreamName {
+    fn default() -> Self {
+        Self(STREAM.into())
+    }
+}
+
+impl FromStr for StreamName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        let is_name = (1..=STREAM_CHARS_MAX).contains(&text.len()) && text.chars().all(is_plain);
+        is_name.then(|| Self(text.into())).ok_or("must be 1 to 64 letters, digits, - and _")
+    }
+}
+
 /// What an operator decides about the log.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct LogSettings {
+    /// The stream's name; fixed once it exists.
+    pub stream: StreamName,
     /// Partitions; fixed once the stream exists.
     pub partitions: PartitionCount,
     /// Most bytes the stream may take; at that size new records are refused.
@@ -63,6 +99,26 @@ pub enum LogError {
         /// What the setting says.
         wanted: u16,
     },
+    /// Somebody else's stream has the name.
+    #[error(
+        "NATS has a stream {name} that is not ours: {whose}. Set LOG_STREAM to a name that is free, for all gateways and \
+         persisters"
+    )]
+    Foreign {
+        /// The name of both.
+        name: String,
+        /// What it says of itself.
+        whose: String,
+    },
+    /// Somebody else's stream takes what is meant for ours.
+    #[error(
+        "another stream of this NATS takes {}: {whose}. Give the chat, or that one, an account of its own in NATS",
+        subjects::ALL_REQUESTS
+    )]
+    Taken {
+        /// What it says of itself.
+        whose: String,
+    },
     /// The server stores something else than it was told to, or an older stream differs.
     #[error(
         "the log's setting {field} is {found} and must be {wanted}; nats-server 2.11 or newer is needed"
@@ -83,24 +139,65 @@ pub enum LogError {
 /// Opens the stream, makes it where there is none, and checks that it is what we need.
 ///
 /// A changed `max_bytes` or `replicas` is applied to an existing stream.
-pub async fn open(jetstream: &jetstream::Context, settings: LogSettings) -> Result<Log, LogError> {
+pub async fn open(jetstream: &jetstream::Context, settings: &LogSettings) -> Result<Log, LogError> {
     let wanted = config(settings);
-    let mut stream = match jetstream.get_stream(STREAM).await {
+    let mut stream = match jetstream.get_stream(settings.stream.as_str()).await {
         Ok(stream) => stream,
         Err(error) if is_not_found(&error) => create(jetstream, wanted.clone()).await?,
         Err(error) => return Err(LogError::Nats(error.into())),
     };
+    ours(stream.cached_info())?;
     check(stream.cached_info(), &wanted)?;
     let found = &stream.cached_info().config;
     if (found.max_bytes, found.num_replicas) != (wanted.max_bytes, wanted.num_replicas) {
         jetstream.update_stream(wanted).await.map_err(async_nats::Error::from)?;
         stream.info().await.map_err(async_nats::Error::from)?;
     }
-    Ok(Log { jetstream: jetstream.clone(), stream })
+    Ok(Log::new(jetstream, stream))
 }
 
 async fn create(jetstream: &jetstream::Context, config: Config) -> Result<Stream, LogError> {
-    jetstream.create_stream(config).await.map_err(|error| LogError::Nats(error.into()))
+    match jetstream.create_stream(config).await {
+        Ok(stream) => Ok(stream),
+        Err(error) if is_overlap(&error) => Err(LogError::Taken { whose: taker(jetstream).await }),
+        Err(error) => Err(LogError::Nats(error.into())),
+    }
+}
+
+fn is_overlap(error: &CreateStreamError) -> bool {
+    match error.kind() {
+        CreateStreamErrorKind::JetStream(error) => error.error_code().0 == SUBJECTS_OVERLAP,
+        _ => false,
+    }
+}
+
+/// What the stream says of itself that takes our subjects.
+async fn taker(jetstream: &jetstream::Context) -> String {
+    let Ok(name) = jetstream.stream_by_subject(subjects::ALL_REQUESTS).await else {
+        return "it does not say which".to_owned();
+    };
+    match jetstream.get_stream(&name).await {
+        Ok(stream) => format!("{name}, {}", whose(stream.cached_info())),
+        Err(_) => name,
+    }
+}
+
+/// Whose a stream seems to be.
+fn whose(info: &Info) -> String {
+    let Config { subjects, description, .. } = &info.config;
+    let description = description.as_deref().filter(|text| !text.is_empty());
+    let says = description.map(|text| format!(" and is described as {text:?}")).unwrap_or_default();
+    let made = info.created.date();
+    let subjects = if subjects.is_empty() { "no subject".to_owned() } else { subjects.join(", ") };
+    format!("it takes {subjects}{says}, made on {made}, with {} messages", info.state.messages)
+}
+
+/// Refuses a stream that nobody of ours made.
+fn ours(info: &Info) -> Result<(), LogError> {
+    if info.config.metadata.contains_key(PARTITIONS) {
+        return Ok(());
+    }
+    Err(LogError::Foreign { name: info.config.name.clone(), whose: whose(info) })
 }
 
 fn is_not_found(error: &jetstream::context::GetStreamError) -> bool {
@@ -110,10 +207,10 @@ fn is_not_found(error: &jetstream::context::GetStreamError) -> bool {
     }
 }
 
-fn config(settings: LogSettings) -> Config {
+fn config(settings: &LogSettings) -> Config {
     let partitions = settings.partitions.get().to_string();
     Config {
-        name: STREAM.into(),
+        name: settings.stream.as_str().into(),
         description: Some("Requests of the support chat, kept after they were stored".into()),
         subjects: vec![subjects::ALL_REQUESTS.into()],
         storage: StorageType::File,
@@ -175,6 +272,7 @@ impl LogSettings {
         let partitions = settings.number("PARTITIONS", 1..=MAX_PARTITIONS);
         Self {
             partitions: partitions.try_into().unwrap_or(PartitionCount::DEFAULT),
+            stream: settings.get("LOG_STREAM"),
             max_bytes: settings.number("LOG_MAX_BYTES", MIN_BYTES..=i64::MAX),
             replicas: settings.number("LOG_REPLICAS", 1..=MAX_REPLICAS),
         }
@@ -182,9 +280,13 @@ impl LogSettings {
 }
 
 /// The stream as it is, and its partitions: for commands, which know no settings and change nothing.
-pub async fn find(jetstream: &jetstream::Context) -> Result<(Log, PartitionCount), LogError> {
-    let stream = jetstream.get_stream(STREAM).await;
+pub async fn find(
+    jetstream: &jetstream::Context,
+    name: &StreamName,
+) -> Result<(Log, PartitionCount), LogError> {
+    let stream = jetstream.get_stream(name.as_str()).await;
     let stream = stream.map_err(|error| LogError::Nats(error.into()))?;
+    ours(stream.cached_info())?;
     let partitions = stream.cached_info().config.metadata.get(PARTITIONS);
     let partitions = partitions.and_then(|count| count.parse::<u16>().ok()?.try_into().ok());
     let partitions = partitions.ok_or_else(|| LogError::Mismatch {
@@ -192,7 +294,7 @@ pub async fn find(jetstream: &jetstream::Context) -> Result<(Log, PartitionCount
         found: format!("{:?}", stream.cached_info().config.metadata),
         wanted: format!("a number of {PARTITIONS}"),
     })?;
-    Ok((Log { jetstream: jetstream.clone(), stream }, partitions))
+    Ok((Log::new(jetstream, stream), partitions))
 }
 
 /// The log as it was opened.
@@ -200,6 +302,8 @@ pub async fn find(jetstream: &jetstream::Context) -> Result<(Log, PartitionCount
 pub struct Log {
     jetstream: jetstream::Context,
     stream: Stream,
+    /// Where NATS is asked for one record.
+    message_get: Arc<str>,
 }
 
 /// A record as it stands in the log.
@@ -261,6 +365,11 @@ pub enum RecordError {
 }
 
 impl Log {
+    fn new(jetstream: &jetstream::Context, stream: Stream) -> Self {
+        let message_get = format!("{MESSAGE_GET}.{}", stream.cached_info().config.name).into();
+        Self { jetstream: jetstream.clone(), stream, message_get }
+    }
+
     pub fn stream(&self) -> &Stream {
         &self.stream
     }
@@ -326,7 +435,8 @@ impl Log {
     /// The server that leads the log answers, in JSON: a direct get may be answered by another one, which may not
     /// have the record yet, and it sends what stands beside the record as headers of its own.
     async fn get(&self, wanted: &Wanted<'_>) -> Result<Option<StoredRecord>, RecordError> {
-        let answer: Response<Answer> = self.jetstream.request(MESSAGE_GET, wanted).await?;
+        let answer: Response<Answer> =
+            self.jetstream.request(self.message_get.to_string(), wanted).await?;
         let found = match answer {
             Response::Ok(answer) => answer.message,
             Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
@@ -347,7 +457,7 @@ impl Log {
 /// Opens the log as soon as NATS answers. `None` if the stop came first.
 pub async fn open_until_done(
     jetstream: &jetstream::Context,
-    settings: LogSettings,
+    settings: &LogSettings,
     stop: &Stop,
 ) -> Result<Option<Log>, LogError> {
     let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
@@ -359,6 +469,23 @@ pub async fn open_until_done(
         }
         if !pause(stop, backoff.pause()).await {
             return Ok(None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::COMMON;
+
+    #[test]
+    fn a_name_goes_into_subjects_and_the_default_is_the_settings() {
+        let setting = COMMON.iter().find(|setting| setting.name == "LOG_STREAM").unwrap();
+        assert_eq!(setting.default.parse(), Ok(StreamName::default()));
+        assert_eq!("Shop_chat-2".parse::<StreamName>().unwrap().as_str(), "Shop_chat-2");
+        let long = "x".repeat(STREAM_CHARS_MAX + 1);
+        for name in ["", "a.b", "a b", "*", ">", "ü", "a/b", &long] {
+            assert!(name.parse::<StreamName>().is_err(), "{name}");
         }
     }
 }

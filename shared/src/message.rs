@@ -68,7 +68,7 @@ mod tests {
             id: "cm4xyz789",
             sender: Sender::User.as_str(),
             content: "Hello!",
-            created_at: Timestamp::from_column(datetime!(2024-12-13 10:30:05)),
+            created_at: Timestamp::truncate(datetime!(2024-12-13 10:30:05 UTC)),
             is_ai: false,
             chat_session_id: "cm4abc123",
         };

@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use crate::health::Report;
+use crate::pool::Pool;
 
 /// The `Content-Type` of the text.
 pub const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
@@ -93,14 +94,14 @@ impl Connections {
     }
 
     /// Notes the state of the pool.
-    pub fn set_pool(&self, pool: &sqlx::PgPool) {
-        let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
+    pub fn set_pool(&self, pool: &Pool) {
+        let idle = i64::try_from(pool.idle()).unwrap_or(i64::MAX);
         let set = |state: &'static str, count| {
             self.postgres.get_or_create(&[("state", state.into())]).set(count);
         };
         set("idle", idle);
         set("used", i64::from(pool.size()) - idle);
-        self.postgres_max.set(pool.options().get_max_connections().into());
+        self.postgres_max.set(pool.max().into());
     }
 
     /// Notes what the client has counted.

@@ -1,10 +1,14 @@
 //! The connection to NATS: comes up by itself, comes back by itself, and says when something may
 //! have been missed meanwhile.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr};
+use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// Longest pause between two tries to reconnect: delivery resumes within 5 s of the server's
 /// return, so a try must come well before that.
@@ -22,40 +26,105 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// subscription that was too slow. The library drops silently but for these events.
 pub type Disturbances = watch::Receiver<u64>;
 
-/// A NATS URL whose credentials never show.
+/// Servers and the credentials for them, which never show.
 #[derive(Clone)]
-pub struct NatsUrl(String);
+pub struct NatsUrl {
+    /// Without credentials.
+    servers: Vec<String>,
+    credentials: Option<Credentials>,
+}
+
+/// What stands before the `@` of a URL, with its escapes resolved.
+#[derive(Clone, PartialEq, Eq)]
+enum Credentials {
+    User { name: String, password: String },
+    Token(String),
+}
+
+impl Credentials {
+    fn parse(text: &str) -> Option<Self> {
+        let decoded = |part: &str| {
+            let part = percent_decode_str(part).decode_utf8().ok()?;
+            Some(part.into_owned())
+        };
+        Some(match text.split_once(':') {
+            Some((name, password)) => {
+                Self::User { name: decoded(name)?, password: decoded(password)? }
+            }
+            None => Self::Token(decoded(text)?),
+        })
+    }
+}
 
 impl NatsUrl {
     /// Connects now or fails; for commands.
     pub async fn connect_once(&self) -> Result<Client, async_nats::ConnectError> {
         let options = self.authenticated(ConnectOptions::new().connection_timeout(CONNECT_TIMEOUT));
-        options.connect(self.servers()).await
+        options.connect(self.servers.as_slice()).await
     }
 
-    fn servers(&self) -> Vec<&str> {
-        self.0.split(',').map(str::trim).collect()
+    /// Connects now or fails. The connection has one life: when it is cut it ends, and with it what waits to be
+    /// written, which the library would else write to the next server it reaches. The token is cancelled then.
+    pub async fn connect_until_cut(
+        &self,
+        name: &str,
+    ) -> Result<(Client, CancellationToken), async_nats::ConnectError> {
+        let cut = CancellationToken::new();
+        let is_used = Arc::new(AtomicBool::new(false));
+        let (was_used, told) = (Arc::clone(&is_used), cut.clone());
+        let auth = self.auth();
+        // The library has no other way to be kept from coming back: its second life is refused here.
+        let options = ConnectOptions::with_auth_callback(move |_| {
+            let auth = if was_used.load(Ordering::Relaxed) {
+                Err(AuthError::new("the connection was cut"))
+            } else {
+                Ok(auth.clone())
+            };
+            std::future::ready(auth)
+        });
+        let client = options
+            .name(name)
+            .max_reconnects(self.servers.len())
+            .ping_interval(PING_INTERVAL)
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .connection_timeout(CONNECT_TIMEOUT)
+            .event_callback(move |event| {
+                if matches!(event, Event::Disconnected | Event::Closed) {
+                    told.cancel();
+                }
+                std::future::ready(())
+            })
+            .connect(self.servers.as_slice())
+            .await?;
+        is_used.store(true, Ordering::Relaxed);
+        Ok((client, cut))
     }
 
-    /// The credentials of the first server hold for all: `user:password@`, or a token before the `@`.
+    fn auth(&self) -> Auth {
+        let mut auth = Auth::new();
+        match self.credentials.clone() {
+            Some(Credentials::User { name, password }) => {
+                auth.username = Some(name);
+                auth.password = Some(password);
+            }
+            Some(Credentials::Token(token)) => auth.token = Some(token),
+            None => {}
+        }
+        auth
+    }
+
     fn authenticated(&self, options: ConnectOptions) -> ConnectOptions {
-        let first = self.0.split(',').next().unwrap_or_default();
-        let credentials = first.rsplit_once('@').map(|(before, _)| before);
-        let credentials = credentials.map(|text| text.rsplit("//").next().unwrap_or(text));
-        match credentials.map(|text| text.split_once(':')) {
-            Some(Some((user, password))) => options.user_and_password(user.into(), password.into()),
-            Some(None) => options.token(credentials.unwrap_or_default().into()),
+        match self.credentials.clone() {
+            Some(Credentials::User { name, password }) => options.user_and_password(name, password),
+            Some(Credentials::Token(token)) => options.token(token),
             None => options,
         }
     }
 
-    /// The servers of the list, each without credentials.
+    /// The servers, as logs name them.
     fn redacted(&self) -> String {
-        let server = |url: &str| {
-            let after_credentials = url.rsplit('@').next().unwrap_or(url);
-            after_credentials.trim_start_matches("nats://").to_owned()
-        };
-        self.0.split(',').map(server).collect::<Vec<_>>().join(",")
+        let shown = self.servers.iter().map(|server| server.trim_start_matches("nats://"));
+        shown.collect::<Vec<_>>().join(",")
     }
 }
 
@@ -75,23 +144,47 @@ impl std::str::FromStr for NatsUrl {
     type Err = InvalidNatsUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidNatsUrl> {
-        let valid = |url: &str| {
-            let known = |scheme| ["nats", "tls"].contains(&scheme);
-            let scheme = url.trim().split_once("://").is_none_or(|(scheme, _)| known(scheme));
-            scheme && url.trim().parse::<async_nats::ServerAddr>().is_ok()
-        };
-        if !text.is_empty() && text.split(',').all(valid) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(InvalidNatsUrl)
+        let (mut servers, mut credentials) = (Vec::new(), None);
+        for url in text.split(',').map(str::trim) {
+            let (server, given) = server(url).ok_or(InvalidNatsUrl::NotAUrl)?;
+            servers.push(server);
+            // What one server is shown all are shown: the library knows one for all.
+            if given.is_some() && credentials.is_some() && given != credentials {
+                return Err(InvalidNatsUrl::SeveralCredentials);
+            }
+            credentials = credentials.or(given);
         }
+        Ok(Self { servers, credentials })
     }
 }
 
-/// The text is no list of NATS servers.
-#[derive(Debug, thiserror::Error)]
-#[error("must be nats://[user:password@]host[:port], several separated by commas")]
-pub struct InvalidNatsUrl;
+/// A server without its credentials, and those.
+fn server(url: &str) -> Option<(String, Option<Credentials>)> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
+    // Credentials may hold an `@` that is not escaped.
+    let (credentials, host) = rest.rsplit_once('@').unwrap_or(("", rest));
+    let host = host.trim_end_matches('/');
+    let is_host = !host.is_empty() && !host.contains(['/', '?', '#']);
+    let server = format!("{scheme}://{host}");
+    let is_known = ["nats", "tls"].contains(&scheme) && server.parse::<ServerAddr>().is_ok();
+    let credentials = match credentials {
+        "" => None,
+        text => Some(Credentials::parse(text)?),
+    };
+    (is_host && is_known).then_some((server, credentials))
+}
+
+/// Why a text is no list of NATS servers. It is not repeated, as it may hold a password.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum InvalidNatsUrl {
+    #[error(
+        "must be nats://[user:password@]host[:port], several separated by commas; encode special characters of \
+         the password as %XX"
+    )]
+    NotAUrl,
+    #[error("all servers must have the same user and password, or none")]
+    SeveralCredentials,
+}
 
 /// Starts connecting, without end, and returns at once. `name` is shown by the server's monitoring.
 pub async fn connect(
@@ -113,7 +206,7 @@ pub async fn connect(
             observe(&event, &servers, &disturbed);
             std::future::ready(())
         })
-        .connect(url.servers())
+        .connect(url.servers.as_slice())
         .await?;
     Ok((client, disturbances))
 }
@@ -151,12 +244,92 @@ fn reconnect_delay(attempts: usize) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
     fn credentials_never_show() {
         let url: NatsUrl = "nats://user:secret@one:4222,two".parse().unwrap();
         assert_eq!(format!("{url} {url:?}"), "one:4222,two one:4222,two");
+    }
+
+    fn credentials(url: &str) -> Option<(String, String)> {
+        match url.parse::<NatsUrl>().unwrap().credentials? {
+            Credentials::User { name, password } => Some((name, password)),
+            Credentials::Token(token) => Some((token, String::new())),
+        }
+    }
+
+    #[test]
+    fn escapes_in_credentials_are_resolved() {
+        let pair = |name: &str, password: &str| Some((name.to_owned(), password.to_owned()));
+        assert_eq!(credentials("nats://u:p%40w%2F@host"), pair("u", "p@w/"));
+        assert_eq!(credentials("nats://u%3Au:p+%2B%25@host:4223"), pair("u:u", "p++%"));
+        assert_eq!(credentials("tls://to%C3%BCken@host"), pair("toüken", ""));
+        // What is no escape stays.
+        assert_eq!(credentials("u:100%@host"), pair("u", "100%"));
+        assert_eq!(credentials("nats://u:a@b/c@host/"), pair("u", "a@b/c"));
+        assert_eq!(credentials("nats://u:@host"), pair("u", ""));
+        assert_eq!(credentials("nats://@host"), None);
+        assert_eq!(credentials("one, nats://u:p@two,nats://u:p@three"), pair("u", "p"));
+    }
+
+    /// What clients show to a server that takes everybody.
+    async fn shown(listener: &TcpListener) -> serde_json::Value {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = BufReader::new(stream);
+        let info = br#"INFO {"server_id":"x","version":"2.11.0","proto":1,"headers":true,"max_payload":1048576}"#;
+        stream.write_all(&[info, "\r\n".as_bytes()].concat()).await.unwrap();
+        let mut line = String::new();
+        while !line.starts_with("CONNECT ") {
+            line.clear();
+            assert_ne!(stream.read_line(&mut line).await.unwrap(), 0);
+        }
+        stream.write_all(b"PONG\r\n").await.unwrap();
+        serde_json::from_str(line.trim_start_matches("CONNECT ")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_connection_shows_the_credentials_that_are_meant() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let url: NatsUrl = format!("nats://u:p%40w%2F@{address}").parse().unwrap();
+        for kind in 0..3 {
+            let connecting = async {
+                match kind {
+                    0 => url.connect_once().await.map(drop),
+                    1 => url.connect_until_cut("test").await.map(drop),
+                    _ => connect(&url, "test").await.map(drop),
+                }
+            };
+            let (_, shown) = tokio::join!(connecting, shown(&listener));
+            assert_eq!((&shown["user"], &shown["pass"]), (&"u".into(), &"p@w/".into()), "{kind}");
+        }
+    }
+
+    #[test]
+    fn what_can_have_no_effect_is_refused() {
+        let refused = |url: &str| url.parse::<NatsUrl>().err();
+        assert_eq!(
+            refused("nats://u:p@one,nats://u:q@two"),
+            Some(InvalidNatsUrl::SeveralCredentials)
+        );
+        for url in [
+            "",
+            ",",
+            "http://host",
+            "ws://host",
+            "nats://",
+            "nats://u:p@",
+            "nats://host/chat",
+            "nats://host?tls=1",
+            "nats://u:%ff@host",
+            "host:port",
+        ] {
+            assert_eq!(refused(url), Some(InvalidNatsUrl::NotAUrl), "{url}");
+        }
     }
 
     #[tokio::test]

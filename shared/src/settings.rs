@@ -6,10 +6,17 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
+
+use crate::env_file::EnvFile;
+
+/// Lines that a warning names at most.
+const LINES_NAMED: usize = 10;
 
 /// One setting, as `--help` shows it.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +52,11 @@ pub const COMMON: &[Setting] = &[
         help: "Most bytes of the log in NATS; when it is full, sends are refused as overloaded",
     },
     Setting {
+        name: "LOG_STREAM",
+        default: "CHAT",
+        help: "Name of the log's stream in NATS, fixed when it is made, for a NATS where another one is called CHAT",
+    },
+    Setting {
         name: "LOG_REPLICAS",
         default: "1",
         help: "Copies of the log in a NATS cluster: 1, 3 or 5",
@@ -73,22 +85,44 @@ pub struct Settings {
     mistakes: Vec<String>,
 }
 
+/// The `.env` file of the working directory: one further up belongs to something else.
+pub struct DotEnv(io::Result<EnvFile>);
+
+impl DotEnv {
+    pub fn read() -> Self {
+        Self(EnvFile::read(Path::new(".env")))
+    }
+
+    /// Warns of what was passed over. No line is repeated: it may hold a secret.
+    pub fn warn(&self) {
+        let passed_over = match &self.0 {
+            Ok(file) => &file.passed_over,
+            Err(error) => return tracing::warn!(%error, ".env cannot be read and sets nothing"),
+        };
+        if !passed_over.is_empty() {
+            let lines: Vec<_> =
+                passed_over.iter().take(LINES_NAMED).map(usize::to_string).collect();
+            let more = if passed_over.len() > LINES_NAMED { " and more" } else { "" };
+            let lines = lines.join(", ");
+            tracing::warn!("of .env these lines set nothing and were passed over: {lines}{more}");
+        }
+    }
+}
+
 /// Every mistake in the settings, a line each.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct Mistakes(pub Vec<String>);
 
 impl Settings {
-    /// Reads the environment and `.env` for the settings of these tables.
-    pub fn from_environment(tables: &[&[Setting]]) -> Self {
-        // Only the working directory's: a file further up belongs to something else.
-        let missing_file_is_fine = dotenvy::from_path(".env");
-        let mut settings = Self::new(tables, |name| std::env::var(name).ok());
-        if let Err(dotenvy::Error::LineParse(..)) = missing_file_is_fine {
-            // The line is not repeated: it may hold a secret.
-            settings.mistake(".env: a line cannot be read; values with spaces, # or $ need quotes");
-        }
-        settings
+    /// Reads the environment and `.env` for the settings of these tables. What is set there to nothing counts: it
+    /// keeps what the file says away.
+    pub fn from_environment(tables: &[&[Setting]], file: &DotEnv) -> Self {
+        let of_file = |name: &str| file.0.as_ref().ok()?.values.get(name).cloned();
+        Self::new(tables, |name| match std::env::var_os(name) {
+            Some(value) => value.into_string().ok(),
+            None => of_file(name),
+        })
     }
 
     /// Reads the settings of these tables from a function; a test's environment.
@@ -205,7 +239,7 @@ impl FromStr for Address {
     }
 }
 
-/// A span of time: `30s`, `15m`, `12h`, `7d`.
+/// A span of time: `100ms`, `30s`, `15m`, `12h`, `7d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
@@ -213,17 +247,19 @@ impl FromStr for Span {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const INVALID: &str = "must be a span of time such as 30s, 15m, 12h or 7d";
-        let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(INVALID)?;
-        let seconds = match unit {
-            "s" => 1,
-            "m" => 60,
-            "h" => 60 * 60,
-            "d" => 24 * 60 * 60,
+        const INVALID: &str = "must be a span of time such as 100ms, 30s, 15m, 12h or 7d";
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let millis = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60 * 1_000,
+            "h" => 60 * 60 * 1_000,
+            "d" => 24 * 60 * 60 * 1_000,
             _ => return Err(INVALID),
         };
         let number: u32 = number.parse().map_err(|_| INVALID)?;
-        Ok(Self(Duration::from_secs(u64::from(number) * seconds)))
+        Ok(Self(Duration::from_millis(u64::from(number) * millis)))
     }
 }
 
@@ -263,7 +299,8 @@ mod tests {
     fn a_span_has_a_unit() {
         assert_eq!("7d".parse(), Ok(Span(Duration::from_hours(168))));
         assert_eq!("0s".parse(), Ok(Span(Duration::ZERO)));
-        for text in ["", "7", "d", "-1d", "1w", "7é"] {
+        assert_eq!("100ms".parse(), Ok(Span(Duration::from_millis(100))));
+        for text in ["", "7", "d", "-1d", "1w", "7é", "1 s", "1.5s"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
     }

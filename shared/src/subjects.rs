@@ -8,12 +8,14 @@ use crate::partition::Partition;
 
 /// All requests, for the stream.
 pub const ALL_REQUESTS: &str = "chat.requests.*.*";
-/// Reads records of the stream [`crate::log::STREAM`] without a consumer.
-pub const DIRECT_GET: &str = "$JS.API.DIRECT.GET.CHAT";
-/// Saved messages and positions of all partitions, in the order in which they were published.
-pub const ALL_SAVED: &str = "chat.saved.>";
-/// Sessions that can be read over REST from now on.
-pub const ALL_OPENED: &str = "chat.opened.*.*";
+/// Reads records of a stream without a consumer, before its name.
+pub const DIRECT_GET: &str = "$JS.API.DIRECT.GET";
+/// What all commits did.
+pub const ALL_COMMITS: &str = "chat.commits.*";
+/// What commits did in any of the partitions. The last token names a group of them: all are one today.
+pub const COMMITS: &str = "chat.commits.all";
+/// Sessions whose end is in the log.
+pub const ALL_ENDED: &str = "chat.ended.*.*";
 /// A persister gave up partitions: a persister that wants them need not wait for the next look.
 pub const RELEASED: &str = "chat.released";
 /// What gateways tell each other about their visitors.
@@ -31,28 +33,22 @@ pub fn requests_of(partition: Partition) -> String {
     format!("chat.requests.{partition}.*")
 }
 
-/// Where a session's saved messages are announced, and its end: that has no payload, and no place in the
-/// partition either if it is only asked for yet.
-pub fn saved(partition: Partition, session: SessionId) -> String {
-    format!("chat.saved.{partition}.{session}")
+/// Where the end of a session is told of.
+pub fn ended(partition: Partition, session: SessionId) -> String {
+    format!("chat.ended.{partition}.{session}")
 }
 
-/// Where the owner of a partition repeats its last position.
-pub fn position(partition: Partition) -> String {
+/// Where gateways of before commits were announced listen for a partition's position.
+pub fn older_position(partition: Partition) -> String {
     format!("chat.saved.{partition}")
 }
 
-/// Where a stored session is announced.
-pub fn opened(partition: Partition, session: SessionId) -> String {
-    format!("chat.opened.{partition}.{session}")
-}
-
-/// Reads [`request`] and [`opened`]: the partition and the session.
+/// Reads [`request`] and [`ended`]: the partition and the session.
 pub fn parse(subject: &str) -> Option<(Partition, SessionId)> {
-    match parse_saved(subject)? {
-        (partition, Some(session)) => Some((partition, session)),
-        (_, None) => None,
-    }
+    let mut tokens = subject.split('.').skip(2);
+    let partition = partition(tokens.next()?)?;
+    let session = SessionId::parse(tokens.next()?).ok()?;
+    tokens.next().is_none().then_some((partition, session))
 }
 
 /// The partition of a request's subject, whether or not what follows names a session.
@@ -66,14 +62,6 @@ fn partition(token: &str) -> Option<Partition> {
     (partition.to_string() == token).then_some(partition)
 }
 
-/// Reads [`saved`] and [`position`]: the latter names no session.
-pub fn parse_saved(subject: &str) -> Option<(Partition, Option<SessionId>)> {
-    let mut tokens = subject.split('.').skip(2);
-    let partition = partition(tokens.next()?)?;
-    let session = tokens.next().map(SessionId::parse).transpose().ok()?;
-    tokens.next().is_none().then_some((partition, session))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,10 +70,7 @@ mod tests {
     fn what_is_built_can_be_parsed() {
         let (partition, session) = (Partition::new(7), SessionId::random());
         assert_eq!(parse(&request(partition, session)), Some((partition, session)));
-        assert_eq!(parse(&opened(partition, session)), Some((partition, session)));
-        let saved = saved(partition, session);
-        assert_eq!(parse_saved(&saved), Some((partition, Some(session))));
-        assert_eq!(parse_saved(&position(partition)), Some((partition, None)));
+        assert_eq!(parse(&ended(partition, session)), Some((partition, session)));
     }
 
     #[test]

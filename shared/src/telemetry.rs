@@ -5,8 +5,7 @@ use std::io::IsTerminal;
 use std::str::FromStr;
 
 use time::OffsetDateTime;
-use tracing::level_filters::LevelFilter;
-use tracing::{Metadata, Subscriber};
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
@@ -17,8 +16,9 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::timestamp::Timestamp;
 
-/// What the client of NATS says below `info` here holds whole URLs, passwords included.
-const TELLS_SECRETS: &str = "async_nats::connector";
+/// What the client of NATS says below `info` here holds whole URLs, passwords included. What it calls an error is said
+/// by [`crate::nats`] too, or is only the end of a connection that has one life.
+const CONNECTOR: &str = "async_nats::connector";
 
 /// Form of the logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,12 +78,13 @@ fn subscriber(
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     // A directive of the filter could not do this: it would raise the level where less is asked for.
-    let secrets = filter_fn(tells_no_secrets);
-    tracing_subscriber::registry().with(filter.0).with(secrets).with(lines)
+    let worth_telling = filter_fn(is_worth_telling);
+    tracing_subscriber::registry().with(filter.0).with(worth_telling).with(lines)
 }
 
-fn tells_no_secrets(metadata: &Metadata<'_>) -> bool {
-    !metadata.target().starts_with(TELLS_SECRETS) || *metadata.level() <= LevelFilter::INFO
+fn is_worth_telling(metadata: &Metadata<'_>) -> bool {
+    !metadata.target().starts_with(CONNECTOR)
+        || [Level::INFO, Level::WARN].contains(metadata.level())
 }
 
 /// The time of a line as people read it.
@@ -134,6 +135,7 @@ mod tests {
             tracing::trace!(target: "async_nats::connector::deeper", "secret");
             tracing::info!(target: "async_nats::connector", server = 4222, "connected");
             tracing::warn!(target: "async_nats::connector", "lost");
+            tracing::error!(target: "async_nats::connector", "cut");
             tracing::debug!(target: "async_nats", "detail");
             tracing::info!(target: "gateway", "listening");
             tracing::error!(target: "gateway", "broken");

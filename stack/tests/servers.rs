@@ -177,7 +177,9 @@ impl Cache {
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).unwrap();
+        // Whatever ends with its last user may still put its things away.
+        let removed = || Ok(fs::remove_dir_all(&self.0).ok());
+        wait::until(WITHIN, "the folder to be left", removed).unwrap();
     }
 }
 

@@ -4,13 +4,13 @@
 
 use std::hint::black_box;
 
-use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use gateway::delivery::rooms::Saved;
+use gateway::delivery::heard;
+use gateway::fields::{Field, Fields, Kind};
 use gateway::socket::payload::RawEvent;
 use persister::batch::{self, LogPlace, LogRecord};
 use serde::Deserialize;
-use shared::announcement::{Announcement, Epoch, Position};
+use shared::announcement::{Announcement, Entry, Epoch, Fate, Stretch};
 use shared::content::Content;
 use shared::ids::{MessageId, SessionId};
 use shared::message::{Message, Sender};
@@ -31,6 +31,11 @@ const ID: &str = "cm4xyz789000000000000000a";
 struct Payload {
     session_id: String,
     content: String,
+}
+
+impl Fields for Payload {
+    const FIELDS: &'static [Field] =
+        &[Field::required("sessionId", Kind::Text), Field::required("content", Kind::Text)];
 }
 
 fn content() -> String {
@@ -93,22 +98,24 @@ fn prepare(criterion: &mut Criterion) {
 /// From an announcement to what is emitted.
 fn forward(criterion: &mut Criterion) {
     let content = content();
-    let payload = Bytes::from(serde_json::to_vec(&message(&content)).unwrap());
-    let subject = subjects::saved(Partition::FIRST, SessionId::random());
-    let position = Position { epoch: Epoch::random().unwrap(), sequence: 4_711 };
-    let headers = Announcement {
-        position,
-        previous: 4_710,
-        recorded_at: Some(time::OffsetDateTime::UNIX_EPOCH),
-    }
-    .to_headers();
-    criterion.bench_function("forward a saved message", |bencher| {
-        bencher.iter(|| {
-            let place = subjects::parse_saved(black_box(&subject));
-            let announcement = Announcement::from_headers(black_box(&headers)).unwrap();
-            (place, Saved::read(black_box(&payload), announcement.position))
-        });
+    let (session, at) = (SessionId::random(), time::OffsetDateTime::UNIX_EPOCH);
+    let entry = |sequence| {
+        Entry::new(sequence, session, at, Fate::Stored).of_message(ID, Some(message(&content)))
+    };
+    let stretch = Stretch {
+        partition: Partition::FIRST,
+        epoch: Epoch::random().unwrap(),
+        previous: 0,
+        sequence: BATCH as u64,
+        entries: (1..=BATCH as u64).map(entry).collect(),
+    };
+    let payload = serde_json::to_vec(&Announcement { partitions: vec![stretch] }).unwrap();
+    let mut group = criterion.benchmark_group("gateway");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    group.bench_function("read an announcement of 100 messages", |bencher| {
+        bencher.iter(|| heard::read(black_box(&payload)).unwrap());
     });
+    group.finish();
 }
 
 /// From a row to its JSON.

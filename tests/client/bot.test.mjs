@@ -52,7 +52,7 @@ it("a bot joins a session, hears what the visitor says and answers once", async 
   assert.deepEqual(contents(messages), ["Hello!", "You said: Hello!"]);
   assert.deepEqual([messages[1].sender, messages[1].isAI], ["admin", true]);
   assert.deepEqual(await history(sessionId), messages);
-  await said(bot, "202 { id:");
+  await said(bot, "201 { id:");
 });
 
 for (const before of [[], ["Before"]]) {

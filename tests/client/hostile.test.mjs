@@ -244,7 +244,7 @@ describe("a wrong event", () => {
 
   fault("binary attachments are invalid_payload", async (t) => {
     const { socket, sessionId } = await enter(t);
-    const few = [Buffer.from("HOSTILE"), [Buffer.alloc(10), Buffer.alloc(10)], new ArrayBuffer(MB / 2), Array(64).fill(Buffer.alloc(1))];
+    const few = [Buffer.from("HOSTILE"), [Buffer.alloc(10), Buffer.alloc(10)], new ArrayBuffer(MB / 20), Array(64).fill(Buffer.alloc(1))];
     for (const content of few) {
       assertRefused(await ask(socket, "user_message", { sessionId, content }), "invalid_payload");
       const opened = await ask(socket, "init_session", { sessionId, content });
@@ -257,11 +257,29 @@ describe("a wrong event", () => {
     await eventually("it is told by an event", () => told.some((one) => one.clientOffset === "of the binary one"));
     assert.ok(socket.connected);
 
-    for (const content of [new ArrayBuffer(2 * MB), Array(1_000).fill(Buffer.alloc(1))]) {
+    for (const content of [new ArrayBuffer(MB / 10), new ArrayBuffer(2 * MB), Array(1_000).fill(Buffer.alloc(1))]) {
       const other = await connect(t, { reconnection: false });
       await assertRefusedOrGone(other, "user_message", { sessionId, content });
     }
     assert.deepEqual(await history(sessionId), []);
+  });
+
+  fault("as many as eight namespaces that are not served are refused, and the default one goes on", async (t) => {
+    const socket = client(t);
+    const others = Array.from({ length: 8 }, (_, n) => socket.io.socket(`/other${n}`));
+    const errors = others.map((other) => all(other, "connect_error"));
+    await eventually("the refusals", () => errors.every((of) => of.length > 0));
+    assert.deepEqual(errors.map(([error]) => error.message), Array(8).fill("Invalid namespace"));
+    await eventually("the default namespace", () => socket.connected);
+    const { sessionId } = await init(socket);
+    const messages = all(socket, "message");
+    socket.emit("user_message", { sessionId, content: "honest" });
+    await eventually("the message", () => messages.length > 0);
+    // A connection that breaks comes back in the default namespace alone.
+    const gone = all(socket, "disconnect");
+    socket.io.engine.close();
+    await eventually("it is back", () => gone.length > 0 && socket.connected);
+    assert.equal((await init(socket, sessionId)).resumed, true);
   });
 
   fault("a namespace that is not served is refused", async (t) => {

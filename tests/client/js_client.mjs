@@ -4,6 +4,8 @@
 import { connect as connectTcp } from "node:net";
 import { createInterface } from "node:readline";
 import { io } from "socket.io-client";
+import { FakeStorage, newPage, stored } from "./pages.mjs";
+import { isTaken } from "./taken.mjs";
 
 /** Longer than any answer that is promised. */
 const ANSWER_WITHIN = 8_000;
@@ -11,8 +13,15 @@ const ANSWER_WITHIN = 8_000;
 const ANSWERS_WITHIN = 30_000;
 /** Between two sends of a light load, in milliseconds. */
 const BREATH = 5;
+/** Between two things that a visitor says, in milliseconds. */
+const SPEAKS_EVERY = 20;
 /** Before a send that failed is tried again. */
 const RETRY = 50;
+
+/** Most messages of a visitor that are not stored. */
+const WAITING = 100;
+/** The states of a visitor's message, and those that it has passed by then. */
+const STATES = ["waiting", "accepted", "stored"];
 
 const clients = new Map();
 
@@ -123,7 +132,41 @@ const commands = {
     await done;
     return [talk.accepted, talk.doubtful, talk.refused];
   },
+
+  /** Opens pages of one visitor, who says one thing after the other on them in turn until `leave`. */
+  visit({ client, url, pages: count }) {
+    const storage = new FakeStorage();
+    const pages = Array.from({ length: count }, () => newPage(storage, { url }));
+    const said = pages.map(() => []);
+    const timer = setInterval(() => say(pages, said), SPEAKS_EVERY);
+    clients.set(client, { pages, said, timer });
+  },
+
+  /** How many messages every page shows in this state or a later one. */
+  visited: ({ pages, state }) => Math.min(...pages.map((page) => reached(page, state))),
+
+  /** Ends it: what was said and is shown, once all of it is stored. */
+  leave({ pages, said, timer }) {
+    clearInterval(timer);
+    const count = said.flat().length;
+    if (!pages.every((page) => reached(page, "stored") >= count)) return null;
+    const { sessionId } = pages[0].chat.state;
+    pages.forEach((page) => page.close());
+    return { sessionId, said, shown: pages.map(stored) };
+  },
 };
+
+function say(pages, said) {
+  const turn = said.flat().length;
+  const page = pages[turn % pages.length];
+  const { messages } = page.chat.state;
+  if (messages.filter(({ state }) => state !== "stored").length >= WAITING) return;
+  page.chat.send(`${turn}`);
+  said[turn % pages.length].push(`${turn}`);
+}
+
+const reached = ({ chat }, state) =>
+  chat.state.messages.filter((message) => STATES.indexOf(message.state) >= STATES.indexOf(state)).length;
 
 function endSilence(silence) {
   const now = performance.now();
@@ -152,7 +195,7 @@ async function talk({ socket, talk: mine }, { event, sessionId, name, offsets })
     const content = `${name} ${mine.count}`;
     const payload = { sessionId, content, ...(offsets && { clientOffset: content }) };
     const ack = await answered(socket, event, payload);
-    if (ack.status === "accepted") mine.accepted.push([content, ack.id]);
+    if (isTaken(ack)) mine.accepted.push([content, ack.id]);
     else mine.refused.push(ack.error.code);
     if (ack.error && !offsets) mine.doubtful.push(content);
     left = ack.error && offsets ? content : null;

@@ -18,6 +18,9 @@ const ROOMS = number("ROOMS_PER_SOCKET");
 const HANDSHAKES = number("HANDSHAKES_PER_MINUTE");
 const POSTS = number("HTTP_MESSAGES_BURST");
 
+/** Sends at once, of which a machine that needs seconds to send them still has some refused. */
+const MANY = 4 * BURST;
+
 /** Refusals that a socket is told of at once before it is cut off, and some more. */
 const FLOOD = 10_000;
 
@@ -50,12 +53,15 @@ for (const [name, transports] of Object.entries(TRANSPORTS)) {
   describe(`by ${name}`, () => {
     it("a burst of messages is taken up to its limit, the rest is told when to come back", async (t) => {
       const { socket, sessionId } = await visitor(t);
-      const acks = await Promise.all(Array.from({ length: 2 * BURST }, (_, n) => say(socket, sessionId, `${n}`)));
+      const start = Date.now();
+      const acks = await Promise.all(Array.from({ length: MANY }, (_, n) => say(socket, sessionId, `${n}`)));
+      const came = ((Date.now() - start) / 1_000) * PER_SECOND;
       const accepted = acks.filter((ack) => !ack.error);
       accepted.forEach(assertAccepted);
-      // The session took one; time brings some back.
-      assert.ok(accepted.length >= BURST - 1 && accepted.length < 2 * BURST, `${accepted.length}`);
       const refused = acks.filter((ack) => ack.error);
+      // The session took one; time brings some back.
+      assert.ok(accepted.length >= BURST - 1 && accepted.length <= BURST + came, `${accepted.length} ${came}`);
+      assert.ok(refused.length > 0);
       const waits = refused.map((ack) => assertLimited(ack.error));
       assert.ok(waits.every((wait) => wait <= 1_000 / PER_SECOND + 1), waits.join());
       await pause(waits.at(-1));
@@ -66,7 +72,7 @@ for (const [name, transports] of Object.entries(TRANSPORTS)) {
       const { socket, sessionId } = await visitor(t);
       const errors = all(socket, "message_error");
       const payload = { sessionId, content: "x", clientOffset: "mine" };
-      for (let n = 0; n < 2 * BURST; n++) socket.emit("user_message", payload);
+      for (let n = 0; n < MANY; n++) socket.emit("user_message", payload);
       await eventually("a message_error", () => errors.length > 0);
       const { error, ...rest } = errors[0];
       assert.deepEqual(rest, { event: "user_message", sessionId, clientOffset: "mine" });
@@ -75,8 +81,8 @@ for (const [name, transports] of Object.entries(TRANSPORTS)) {
 
     it("every other event is told in its ack, init_session with the id that it gave", async (t) => {
       const { socket, sessionId } = await visitor(t);
-      const emit = (event, payload) => Array.from({ length: BURST }, () => ask(socket, event, payload));
-      const acks = (await Promise.all([...emit("nonsense"), ...emit("init_session", { sessionId })])).slice(BURST);
+      const emit = (event, payload) => Array.from({ length: MANY / 2 }, () => ask(socket, event, payload));
+      const acks = (await Promise.all([...emit("nonsense"), ...emit("init_session", { sessionId })])).slice(MANY / 2);
       const refused = acks.filter((ack) => ack.error?.code === "rate_limited");
       assert.ok(refused.length > 0);
       refused.forEach((ack) => {
@@ -246,16 +252,17 @@ it("messages over HTTP are limited by address, and time brings them back", async
     headers: { "content-type": "application/json", "X-Forwarded-For": address },
     body: JSON.stringify({ content: "an answer" }),
   });
+  const isTaken = ({ status }) => [201, 202].includes(status);
   const address = newAddress();
   const before = await refusals();
   const answers = await Promise.all(Array.from({ length: 3 * POSTS }, () => post(address)));
-  const taken = answers.filter((response) => response.status === 202);
+  const taken = answers.filter((response) => isTaken(response));
   assert.ok(taken.length >= POSTS && taken.length < 3 * POSTS, `${taken.length}`);
-  const waits = await Promise.all(answers.filter((response) => response.status !== 202).map(assertRefused));
+  const waits = await Promise.all(answers.filter((response) => !isTaken(response)).map(assertRefused));
   assert.ok(await refusals() >= before + waits.length);
-  assert.equal((await post(newAddress())).status, 202);
+  assert.ok(isTaken(await post(newAddress())));
   await pause(Math.max(...waits));
-  assert.equal((await post(address)).status, 202);
+  assert.ok(isTaken(await post(address)));
 });
 
 it("an address that opens and leaves sockets as fast as it can sends no more than its sockets may", async (t) => {

@@ -26,6 +26,24 @@ describe("a conversation", { concurrency: true }, () => {
     });
   }
 
+  for (const [name, transports] of Object.entries(TRANSPORTS)) {
+    it(`acks what is stored before it shows it to its sender, by ${name}`, async (t) => {
+      const { socket, sessionId, messages } = await enter(t, { transports });
+      const shown = [];
+      socket.on("message", ({ id }) => shown.push(id));
+      const acks = [];
+      for (let n = 0; n < 50; n += 1) {
+        // A promise would see both, which come together.
+        socket.emit("user_message", { sessionId, content: `${n}` }, (ack) => {
+          acks.push({ ...ack, isLate: shown.includes(ack.id) });
+        });
+      }
+      await arrive(messages, 50);
+      assert.deepEqual(acks.map(({ id }) => id), shown);
+      assert.deepEqual(acks.filter(({ status, isLate }) => status === "stored" && isLate), []);
+    });
+  }
+
   it("shows a message with exactly the six keys of the seed in its order", async (t) => {
     const { socket, sessionId, messages } = await enter(t);
     const before = new Date().toISOString();
@@ -135,8 +153,9 @@ describe("clientOffset", { concurrency: true }, () => {
     const id = assertAccepted(await say(socket, sessionId, "once", { clientOffset }));
     await arrive(messages, 1);
     const again = await connect(t);
-    const resends = [socket, again, again].map((who) => say(who, sessionId, "twice", { clientOffset }));
+    const resends = [socket, again, again].map((who) => say(who, sessionId, "once", { clientOffset }));
     for (const ack of await Promise.all(resends)) assert.equal(assertAccepted(ack), id);
+    assertRefused(await say(again, sessionId, "twice", { clientOffset }), "conflict");
     await say(socket, sessionId, "end");
     await arrive(messages, 2);
     assert.deepEqual(contents(await history(sessionId)), ["once", "end"]);

@@ -42,7 +42,7 @@ export async function rawWebSocket(t, { join = true } = {}) {
   return raw;
 }
 
-/** A polling session: its `post` and its `poll`. */
+/** A polling session: its `post` and its `poll`, and where both go. */
 export async function rawPolling() {
   const url = `${GATEWAY_URL}${PATH}polling`;
   const open = await (await fetch(url)).text();
@@ -51,5 +51,5 @@ export async function rawPolling() {
   const poll = () => fetch(`${url}&sid=${sid}`);
   await post("40");
   await poll();
-  return { post, poll };
+  return { post, poll, url: `${url}&sid=${sid}` };
 }

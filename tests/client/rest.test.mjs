@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { gzipSync } from "node:zlib";
 import {
   answer, arrive, assertAccepted, contents, enter, eventually, get, history, say, unknownId,
 } from "./lib.mjs";
@@ -211,7 +212,7 @@ describe("an answer over HTTP", { concurrency: true }, () => {
   it("takes the way of an admin's message", async (t) => {
     const { sessionId, messages } = await enter(t);
     const response = await post(sessionId, { content: "Hi!", isAI: true });
-    assert.equal(response.status, 202);
+    assert.equal(response.status, 201);
     assert.equal(response.headers.get("content-type"), JSON_TYPE);
     const id = assertAccepted(await response.json());
     await arrive(messages, 1);
@@ -231,11 +232,12 @@ describe("an answer over HTTP", { concurrency: true }, () => {
     const { socket, sessionId, messages } = await enter(t);
     const key = { "idempotency-key": "x".repeat(64) };
     const first = await (await post(sessionId, { content: "1" }, key)).json();
-    const again = await (await post(sessionId, { content: "2" }, key)).json();
+    const again = await (await post(sessionId, { content: "1" }, key)).json();
     assert.deepEqual(again, first);
+    await assertProblem(await post(sessionId, { content: "2" }, key), 409);
     const other = await (await post(sessionId, { content: "3" }, { "idempotency-key": "other" })).json();
     assert.notEqual(other.id, first.id);
-    const bySocket = await answer(socket, sessionId, "4", { clientOffset: "other" });
+    const bySocket = await answer(socket, sessionId, "3", { clientOffset: "other" });
     assert.equal(bySocket.id, other.id);
     await say(socket, sessionId, "last");
     await eventually("the last message", () => messages.at(-1)?.content === "last");
@@ -245,12 +247,52 @@ describe("an answer over HTTP", { concurrency: true }, () => {
   it("is taken in every form that JSON has, by a path with a trailing slash too", async (t) => {
     const { sessionId, messages } = await enter(t);
     const type = { "content-type": "Application/JSON; charset=utf-8" };
-    assert.equal((await post(sessionId, ' {"more":[1],"content":"\\ud83d\\ude42"} ', type)).status, 202);
+    assert.equal((await post(sessionId, ' {"more":[1],"content":"\\ud83d\\ude42"} ', type)).status, 201);
     const path = `/api/chats/${sessionId}/messages/`;
     const slash = await get(path, { method: "POST", headers: type, body: '{"content":"x"}' });
-    assert.equal(slash.status, 202);
+    assert.equal(slash.status, 201);
     await arrive(messages, 2);
     assert.equal(messages[0].content, "🙂");
+  });
+
+  const packed = { "content-encoding": "gzip" };
+  const marked = (content) => `\ufeff${JSON.stringify({ content })}`;
+
+  it("is taken packed, with a mark in front, and both", async (t) => {
+    const { sessionId, messages } = await enter(t);
+    const bodies = [
+      [marked("1"), {}],
+      [gzipSync(JSON.stringify({ content: "2" })), packed],
+      [gzipSync(marked("3")), { "content-encoding": "GZIP" }],
+      [JSON.stringify({ content: "4" }), { "content-encoding": "identity" }],
+    ];
+    for (const [body, headers] of bodies) {
+      const response = await get(`/api/chats/${sessionId}/messages`, {
+        method: "POST", body, headers: { "content-type": "application/json", ...headers },
+      });
+      assert.equal(response.status, 201, await response.text());
+    }
+    await arrive(messages, bodies.length);
+    assert.deepEqual(contents(messages), ["1", "2", "3", "4"]);
+  });
+
+  it("that is packed in another way is 415, what is not packed 400, and a bomb too large", async (t) => {
+    const { sessionId } = await enter(t);
+    const refused = async (body, encoding, status) => {
+      const response = await get(`/api/chats/${sessionId}/messages`, {
+        method: "POST", body, headers: { "content-type": "application/json", "content-encoding": encoding },
+      });
+      await assertProblem(response, status, status === 415 ? /^Content-Encoding: / : /^the body is /);
+    };
+    const body = JSON.stringify({ content: "Hi!" });
+    for (const encoding of ["br", "deflate", "zstd", "gzip, gzip", "compress"]) await refused(body, encoding, 415);
+    await refused(body, "gzip", 400);
+    await refused(gzipSync(body).subarray(0, 20), "gzip", 400);
+    await refused("", "gzip", 400);
+    for (const megabytes of [2, 500]) {
+      await refused(gzipSync(Buffer.alloc(megabytes * 1_000_000, 0x20)), "gzip", 413);
+    }
+    assert.deepEqual(await history(sessionId), []);
   });
 
   it("that cannot be taken is an error with a code, and nothing is stored", async (t) => {
@@ -303,7 +345,7 @@ describe("the documentation", { concurrency: true }, () => {
 
 describe("a wrong request", { concurrency: true }, () => {
   it("to a path that is not served is 404", async () => {
-    for (const path of ["/", "/api", "/api/chat", "/api/chats/a/b", "/health/live", "/favicon.ico"]) {
+    for (const path of ["/api", "/api/chat", "/api/chats/a/b", "/health/live", "/favicon.ico"]) {
       await assertProblem(await get(path), 404);
     }
   });

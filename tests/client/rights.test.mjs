@@ -3,13 +3,13 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import {
-  GATEWAY_URL, all, arrive, ask, assertAccepted, client, connect, contents, enter, eventually, history, init, say,
+  GATEWAY_URL, TRANSPORTS, all, arrive, ask, assertAccepted, client, connect, contents, enter, eventually, history, init, say,
 } from "./lib.mjs";
 import { hmacWith, inSeconds, pem, token } from "./tokens.mjs";
 
 /** Why a socket is not let in. */
-async function refusal(t, auth) {
-  const socket = client(t, { auth, reconnection: false });
+async function refusal(t, auth, options = {}) {
+  const socket = client(t, { auth, reconnection: false, ...options });
   let reason;
   socket.on("connect_error", (error) => { reason = error.message; });
   await eventually("a connect_error", () => reason);
@@ -135,6 +135,59 @@ describe("rights", { concurrency: true }, () => {
   it("a token that is no text is no visitor either", async (t) => {
     for (const bad of [1, true, {}, ["x"]]) await refusal(t, { token: bad });
     assert.ok(await connect(t, { auth: { token: null } }));
+  });
+
+  for (const [way, transports] of Object.entries(TRANSPORTS)) {
+    it(`a token in a header of the handshake counts as one in auth does: ${way}`, async (t) => {
+      const { sessionId } = await enter(t);
+      const shown = (...tokens) => ({
+        transports,
+        extraHeaders: { Authorization: tokens.map((one) => `Bearer ${one}`) },
+      });
+      const agent = await connect(t, shown(token()));
+      assertAccepted(await ask(agent, "admin_message", { sessionId, content: way }));
+      const both = await connect(t, { ...shown(token()), auth: { token: token() } });
+      assertAccepted(await ask(both, "admin_message", { sessionId, content: "both" }));
+      for (const make of Object.values(REFUSED)) {
+        assert.match(await refusal(t, undefined, shown(make())), /token/);
+        assert.match(await refusal(t, { token: token() }, shown(make())), /token/);
+      }
+      assert.match(await refusal(t, { token: "nonsense" }, shown(token())), /token/);
+      assert.match(await refusal(t, { token: token({ sub: "bob" }) }, shown(token())), /different owners/);
+      assert.match(await refusal(t, { token: token({ role: "integrator" }) }, shown(token())), /different owners/);
+      assert.ok(await connect(t, { transports, extraHeaders: { Authorization: "Basic YTpi" } }));
+    });
+  }
+
+  it("a token that stands where it does not count makes nobody a visitor", async (t) => {
+    const elsewhere = /counts as auth.token and as Authorization: Bearer/;
+    for (const query of [{ token: token() }, { access_token: "x" }, { jwt: token() }, { a: `Bearer ${token()}` }]) {
+      assert.match(await refusal(t, undefined, { query }), elsewhere);
+    }
+    for (const auth of [{ jwt: token() }, { authorization: `Bearer ${token()}` }, { accessToken: token() }]) {
+      assert.match(await refusal(t, auth), elsewhere);
+    }
+    assert.ok(await connect(t, { auth: { name: "alice", page: "1.2.3" }, query: { page: "a.b.c", token: "" } }));
+    const { sessionId } = await enter(t);
+    for (const query of [`token=${token()}`, `a=${token()}`]) {
+      assert.equal((await get(`/api/chats/${sessionId}?${query}`)).status, 401);
+    }
+    const two = { Authorization: `Bearer ${token()}` };
+    assert.equal((await get(`/api/chats/${sessionId}`, undefined, { headers: two })).status, 200);
+  });
+
+  it("an inbox without a token is told so, with an ack or without", async (t) => {
+    const socket = await connect(t);
+    const errors = all(socket, "message_error");
+    const silent = Object.keys(EVENTS).filter((event) => !OPEN_TO_ALL.includes(event) && event !== "admin_message");
+    const sessionId = crypto.randomUUID();
+    for (const event of silent) socket.emit(event, EVENTS[event](sessionId));
+    await arrive(errors, silent.length);
+    assert.deepEqual(errors.map(({ event }) => event).sort(), silent.sort());
+    for (const told of errors) {
+      assert.equal(told.error.code, "unauthorized");
+      assert.equal(told.sessionId, EVENTS[told.event](sessionId) ? sessionId : null);
+    }
   });
 
   it("a stranger hears nothing of a session whose id it does not know", async (t) => {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stack::launch::{Output, Program};
+use stack::nats::SYNC_INTERVAL;
 use stack::run_dir::RunDir;
 use stack::{Machine, Port};
 use url::Url;
@@ -14,7 +15,6 @@ use url::Url;
 use crate::backend::Backend;
 use crate::binaries::Binaries;
 use crate::database::Database;
-use crate::disk::Disk;
 use crate::proxy::Proxy;
 use crate::room::Room;
 use crate::server::{Nats, Postgres};
@@ -89,7 +89,7 @@ impl Default for Builder {
             postgres: Source::Shared,
             empty_database: false,
             start_services: true,
-            sync_interval: None,
+            sync_interval: Some(SYNC_INTERVAL.to_owned()),
             as_containers: false,
             programs: None,
             nats_servers: 1,
@@ -147,16 +147,16 @@ impl Builder {
         Self { postgres: Source::Own { durable: false }, ..self }
     }
 
-    /// A Postgres of the test's own, with its data on a small disk, which must outlive the stack.
+    /// A Postgres of the test's own, with its data on a disk of the test's own, which must outlive the stack.
     #[must_use]
-    pub fn postgres_on(self, disk: &Disk) -> Self {
-        Self { postgres_home: Some(disk.path().to_path_buf()), ..self.own_postgres() }
+    pub fn postgres_on(self, disk: &impl AsRef<Path>) -> Self {
+        Self { postgres_home: Some(disk.as_ref().to_path_buf()), ..self.own_postgres() }
     }
 
-    /// The nats-server keeps its log on a small disk, which must outlive the stack.
+    /// The nats-server keeps its log on a disk of the test's own, which must outlive the stack.
     #[must_use]
-    pub fn nats_on(self, disk: &Disk) -> Self {
-        Self { nats_home: Some(disk.path().to_path_buf()), ..self }
+    pub fn nats_on(self, disk: &impl AsRef<Path>) -> Self {
+        Self { nats_home: Some(disk.as_ref().to_path_buf()), ..self }
     }
 
     /// The test's own Postgres writes as it does in production, and so does NATS.
@@ -169,7 +169,7 @@ impl Builder {
         }
     }
 
-    /// `sync_interval` of the nats-server: `always`, or a duration.
+    /// `sync_interval` of the nats-server: `always`, or a duration; that of production unless said otherwise.
     #[must_use]
     pub fn nats_sync_interval(self, interval: &str) -> Self {
         Self { sync_interval: Some(interval.into()), ..self }

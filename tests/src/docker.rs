@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -29,6 +31,9 @@ const NATS_HOME: &str = "/home-of-nats";
 /// Settings of a Postgres that need not outlive a loss of power.
 const HASTY: [&str; 3] = ["fsync=off", "synchronous_commit=off", "full_page_writes=off"];
 
+/// Waits until nobody can write to it any more.
+const REMOVES: &str = r#"read -r _; exec docker rm --force --volumes "$0""#;
+
 /// After a restart, until the server listens again.
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
 /// Until Docker kills what does not stop.
@@ -42,6 +47,8 @@ pub(crate) struct Container {
     data: Option<PathBuf>,
     /// Taken only to be dropped.
     container: Option<ContainerAsync<GenericImage>>,
+    /// Removes it where this process is killed. Without Docker's command line there is none.
+    remover: Option<Child>,
 }
 
 /// A nats-server with `JetStream`, whose log lies in a folder of `home`.
@@ -137,7 +144,8 @@ impl Container {
         let request =
             request.into().with_mapped_port(port.number(), inside).with_log_consumer(note);
         let container = must(request.start().await, "starting a container");
-        Self { port, data, container: Some(container) }
+        let remover = remover(container.id());
+        Self { port, data, container: Some(container), remover }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -198,5 +206,17 @@ impl Drop for Container {
         });
         // It said itself what went wrong.
         drop(removing.join());
+        if let Some(remover) = &mut self.remover {
+            // It has nothing to do any more.
+            drop(remover.kill().and_then(|()| remover.wait()));
+        }
     }
+}
+
+/// However this process ends, the pipe to the other one ends with it. In a group of its own, as Ctrl-C ends all others.
+fn remover(container: &str) -> Option<Child> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", REMOVES, container]).process_group(0);
+    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    shell.spawn().ok()
 }

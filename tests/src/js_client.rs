@@ -13,13 +13,15 @@ use tokio::net::TcpListener;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
-use crate::node::node;
+use crate::node::{NodeRun, node, web_node};
 use crate::wait::{eventually, must};
 
 /// Starting Node on a busy machine, and installing the client before.
 const STARTS_WITHIN: Duration = Duration::from_mins(5);
 /// Above what the script itself waits for.
 const ANSWERS_WITHIN: Duration = Duration::from_mins(1);
+/// A visitor whose messages wait tries again every five seconds, and has up to a hundred of them.
+const CATCHES_UP_WITHIN: Duration = Duration::from_mins(1);
 /// A client that was cut off tries twice a second.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(20);
 
@@ -36,11 +38,25 @@ pub struct JsClients {
 impl JsClients {
     /// Starts Node.
     pub async fn start() -> Self {
+        Self::run(|port| async move { node(&["js_client.mjs"], &[port]).await }).await
+    }
+
+    /// The same with a script of `tests/web`, which is told in the same way.
+    pub(crate) async fn of_web(script: &'static str, mut env: Vec<(String, String)>) -> Self {
+        Self::run(|port| async move {
+            env.push(port);
+            web_node(&[script], &env).await
+        })
+        .await
+    }
+
+    async fn run<F>(script: impl FnOnce((String, String)) -> F) -> Self
+    where
+        F: Future<Output = NodeRun> + Send + 'static,
+    {
         let listener = must(TcpListener::bind("127.0.0.1:0").await, "listening for Node");
         let port = must(listener.local_addr(), "the port of Node").port().to_string();
-        let script = tokio::spawn(async move {
-            node(&["js_client.mjs"], &[("CONTROL_PORT".into(), port)]).await
-        });
+        let script = tokio::spawn(script(("CONTROL_PORT".into(), port)));
         let connected = async {
             tokio::select! {
                 accepted = listener.accept() => Ok(accepted?.0),
@@ -57,15 +73,27 @@ impl JsClients {
 
     /// A client of the gateway at this URL; it connects by itself.
     pub async fn client(&self, url: &str, transports: &[&str]) -> Client {
-        let client = self.count.fetch_add(1, Ordering::Relaxed);
-        let client = Client { js_clients: self.clone(), client };
+        let client = Client { js_clients: self.clone(), client: self.number() };
         let options = json!({ "transports": transports });
         client.act("make", json!({ "url": url, "options": options })).await;
         client
     }
 
-    async fn request(&self, mut request: Value) -> Result<Value> {
-        let n = self.count.fetch_add(1, Ordering::Relaxed);
+    /// A visitor with so many pages, all of them with the client of `web/client` and one storage, who says one thing
+    /// after the other on them in turn.
+    pub async fn visitor(&self, url: &str, pages: usize) -> Visitor {
+        let client = Client { js_clients: self.clone(), client: self.number() };
+        client.act("visit", json!({ "url": url, "pages": pages })).await;
+        Visitor(client)
+    }
+
+    /// One that nothing else has.
+    pub(crate) fn number(&self) -> u64 {
+        self.count.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) async fn request(&self, mut request: Value) -> Result<Value> {
+        let n = self.number();
         let (answer, answered) = oneshot::channel();
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(n, answer);
         request["n"] = n.into();
@@ -227,5 +255,49 @@ impl Client {
         request["do"] = what.into();
         request["client"] = self.client.into();
         must(self.js_clients.request(request).await, what)
+    }
+}
+
+/// A visitor of a [`JsClients`].
+#[derive(Clone, Debug)]
+pub struct Visitor(Client);
+
+/// What a visitor said and saw.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Visit {
+    /// The session's id.
+    pub session_id: String,
+    /// What each page said, in order.
+    pub said: Vec<Vec<String>>,
+    /// The messages that each page shows, in order.
+    pub shown: Vec<Vec<Value>>,
+}
+
+impl Visitor {
+    /// Waits until every page shows so many messages more that are in this state, or further.
+    pub async fn sees_more(&self, state: &str, more: u64) {
+        let enough = self.seen(state).await + more;
+        eventually(CATCHES_UP_WITHIN, &format!("messages are {state}"), async || {
+            self.seen(state).await >= enough
+        })
+        .await;
+    }
+
+    /// Says nothing more, waits until all is stored, and closes the pages.
+    pub async fn leave(self) -> Visit {
+        let visit = || self.0.act("leave", json!({}));
+        let mut left = visit().await;
+        eventually(CATCHES_UP_WITHIN, "all that a visitor said is stored", async || {
+            left = visit().await;
+            !left.is_null()
+        })
+        .await;
+        must(serde_json::from_value(left), "what a visitor saw")
+    }
+
+    /// How many messages all pages show that are waiting, accepted or stored, or further.
+    async fn seen(&self, state: &str) -> u64 {
+        self.0.act("visited", json!({ "state": state })).await.as_u64().unwrap_or_default()
     }
 }

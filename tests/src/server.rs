@@ -9,6 +9,7 @@ use stack::cluster::Cluster;
 use stack::launch::Output;
 use stack::{Machine, Port, nats, postgres};
 
+use crate::block_disk::settle;
 #[cfg(feature = "docker")]
 use crate::docker::{self, Container};
 use crate::wait::{blocking, must};
@@ -146,7 +147,8 @@ impl Nats {
         [server("nats", one).await, server("nats-2", two).await, server("nats-3", three).await]
     }
 
-    /// What it prints goes to `home`, the log that it keeps to `data`.
+    /// What it prints goes to `home`, the log that it keeps to `data`; that its own folder is there on a disk
+    /// that can be cut off was somebody else's care.
     async fn local(
         machine: Machine,
         (home, data): (&Path, &Path),
@@ -161,9 +163,12 @@ impl Nats {
             output: Output::File(home.join(format!("{name}.log"))),
             ..nats::Settings::default()
         };
-        let data = data.join(name);
+        let (elsewhere, data) = (data != home, data.join(name));
         let server = blocking("starting nats-server", move || {
             let server = nats::Nats::new(&machine, &data, Port::reserve()?, settings)?;
+            if elsewhere {
+                settle(&data)?;
+            }
             server.start()?;
             Ok(server)
         });
@@ -206,7 +211,7 @@ impl Nats {
 }
 
 impl Postgres {
-    /// What it prints goes to `home`, its cluster to `data`.
+    /// What it prints goes to `home`, its cluster to `data`: written through where it matters, as `initdb` does.
     pub(crate) async fn local_postgres(
         machine: Machine,
         (home, data): (&Path, &Path),
@@ -214,9 +219,12 @@ impl Postgres {
     ) -> Self {
         let output = Output::File(home.join("postgres.log"));
         let settings = postgres::Settings { durable, output, ..postgres::Settings::default() };
-        let data = data.join("postgres");
+        let (elsewhere, data) = (data != home, data.join("postgres"));
         let server = blocking("starting Postgres", move || {
             let cluster = Cluster::scratch(&machine, &data)?;
+            if elsewhere && durable {
+                settle(&data)?;
+            }
             let server = postgres::Postgres::new(&machine, cluster, Port::reserve()?, settings);
             server.start()?;
             Ok(server)

@@ -174,6 +174,14 @@ impl Service {
         self.with("asking", |child| Ok(child.id()))
     }
 
+    /// A number of its metrics that has no labels; `None` if it has none of that name.
+    pub async fn metric(&self, name: &str) -> Option<u64> {
+        let answer = must(reqwest::get(self.ops_url("/metrics")).await, "asking for metrics");
+        let text = must(answer.text().await, "reading metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map(|number| must(number.parse(), "reading a metric"))
+    }
+
     /// Its memory in RAM, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         must(stats::resident_bytes(self.id()), "the memory of a service")

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -173,6 +173,18 @@ impl Stack {
     pub fn log_of(&self, name: &str) -> String {
         let printed = fs::read(self.home.path().join(format!("{name}.log"))).unwrap_or_default();
         String::from_utf8_lossy(&printed).into_owned()
+    }
+
+    /// Copies what the processes printed to where it outlives the stack.
+    pub(crate) fn keep_logs(&self, folder: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(folder)?;
+        for file in fs::read_dir(self.home.path())?.flatten() {
+            let path = file.path();
+            if path.extension() == Some("log".as_ref()) {
+                fs::copy(&path, folder.join(file.file_name()))?;
+            }
+        }
+        Ok(())
     }
 
     /// The end of every log of the stack.

@@ -24,6 +24,8 @@ use crate::error::ClientError;
 const REFUSED_MAX: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
 /// Longest wait that is asked for where nobody knows when a place becomes free.
 const PLACE_RETRY: Duration = Duration::from_secs(10);
+/// The same where reads are under way, which end sooner.
+const READ_RETRY: Duration = Duration::from_secs(1);
 /// Fewer addresses than these are not worth sweeping.
 const SWEPT_MIN: usize = 1_024;
 /// Addresses without a connection that are remembered. More come only from an attack by many, against
@@ -49,6 +51,10 @@ pub struct LimitSettings {
     pub http_messages: Quota,
     /// Reads of histories and lists of one client address over HTTP.
     pub http_reads: Quota,
+    /// The same reads that are under way at a time.
+    pub http_reads_at_once: u32,
+    /// Requests of one client address, whatever they ask for.
+    pub http_requests: Quota,
     /// Sockets of one client address at a time.
     pub sockets_per_address: u32,
     /// TCP connections of one peer at a time; never less than its sockets.
@@ -68,7 +74,10 @@ impl LimitSettings {
         let http_per_second = settings.number("HTTP_MESSAGES_PER_SECOND", numbers.clone());
         let http_burst = settings.number("HTTP_MESSAGES_BURST", numbers.clone());
         let reads_per_second = settings.number("HTTP_READS_PER_SECOND", numbers.clone());
-        let reads_burst = settings.number("HTTP_READS_BURST", numbers);
+        let reads_burst = settings.number("HTTP_READS_BURST", numbers.clone());
+        let requests_per_second = settings.number("HTTP_REQUESTS_PER_SECOND", numbers.clone());
+        let requests_burst = settings.number("HTTP_REQUESTS_BURST", numbers);
+        let reads_at_once: u32 = settings.number("HTTP_READS_AT_ONCE", 1..=NUMBER_MAX.get());
         let sockets: u32 = settings.number("SOCKETS_PER_ADDRESS", 1..=NUMBER_MAX.get());
         let connections: u32 = settings.number("CONNECTIONS_PER_ADDRESS", 1..=NUMBER_MAX.get());
         Self {
@@ -78,6 +87,8 @@ impl LimitSettings {
             handshakes: Quota::per_minute(handshakes),
             http_messages: Quota::per_second(http_per_second).allow_burst(http_burst),
             http_reads: Quota::per_second(reads_per_second).allow_burst(reads_burst),
+            http_reads_at_once: reads_at_once,
+            http_requests: Quota::per_second(requests_per_second).allow_burst(requests_burst),
             sockets_per_address: sockets,
             connections_per_address: connections.max(sockets),
             rooms_per_socket: settings.number("ROOMS_PER_SOCKET", 1..=NUMBER_MAX.get() as usize),
@@ -119,6 +130,8 @@ struct Addresses {
 
 struct Address {
     open: usize,
+    /// Reads over HTTP that are under way.
+    reads: u32,
     /// Places of connections that are closed and had sent much: a new connection must be no way around
     /// the limit of a socket.
     held_until: Vec<Instant>,
@@ -126,6 +139,7 @@ struct Address {
     handshakes: Limiter,
     http_messages: Limiter,
     http_reads: Limiter,
+    http_requests: Limiter,
 }
 
 /// The place of one connection among those of its address.
@@ -134,6 +148,20 @@ pub struct SocketSlot {
     address: IpAddr,
     messages: Limiter,
     refused: Limiter,
+}
+
+/// The place of one read over HTTP among those of its address.
+pub struct ReadSlot {
+    limits: Arc<Limits>,
+    address: IpAddr,
+}
+
+impl Drop for ReadSlot {
+    fn drop(&mut self) {
+        if let Some(known) = self.limits.lock().known.get_mut(&self.address) {
+            known.reads = known.reads.saturating_sub(1);
+        }
+    }
 }
 
 /// An event that is not taken.
@@ -166,22 +194,49 @@ impl Limits {
 
     /// Takes a message over HTTP from this address.
     pub fn http_message(&self, address: IpAddr) -> Result<(), ClientError> {
-        if !self.settings.rates {
-            return Ok(());
-        }
-        let mut addresses = self.lock();
-        let known = addresses.get(network(address), &self.settings);
-        check(&known.http_messages, "too many messages from this address")
+        self.take(address, |it| &it.http_messages, "too many messages from this address")
     }
 
     /// Takes a read over HTTP from this address.
     pub fn http_read(&self, address: IpAddr) -> Result<(), ClientError> {
+        self.take(address, |it| &it.http_reads, "too many reads from this address")
+    }
+
+    /// A place for a read over HTTP of this address until its answer is taken; none if there are no limits.
+    pub fn read_under_way(
+        self: &Arc<Self>,
+        address: IpAddr,
+    ) -> Result<Option<ReadSlot>, ClientError> {
+        if !self.settings.rates {
+            return Ok(None);
+        }
+        let address = network(address);
+        let mut addresses = self.lock();
+        let known = addresses.get(address, &self.settings);
+        if known.reads >= self.settings.http_reads_at_once {
+            let too_many = "too many reads of this address are under way";
+            return Err(ClientError::rate_limited(too_many, READ_RETRY));
+        }
+        known.reads += 1;
+        Ok(Some(ReadSlot { limits: Arc::clone(self), address }))
+    }
+
+    /// Takes a request, of whatever kind, from this address.
+    pub fn http_request(&self, address: IpAddr) -> Result<(), ClientError> {
+        self.take(address, |it| &it.http_requests, "too many requests from this address")
+    }
+
+    fn take(
+        &self,
+        address: IpAddr,
+        limiter: fn(&Address) -> &Limiter,
+        refusal: &'static str,
+    ) -> Result<(), ClientError> {
         if !self.settings.rates {
             return Ok(());
         }
         let mut addresses = self.lock();
-        let known = addresses.get(network(address), &self.settings);
-        check(&known.http_reads, "too many reads from this address")
+        check(limiter(addresses.get(network(address), &self.settings)), refusal)
     }
 
     /// Whether a socket that is in so many rooms may join one more.
@@ -200,11 +255,13 @@ impl Addresses {
         self.sweep(settings);
         self.known.entry(address).or_insert_with(|| Address {
             open: 0,
+            reads: 0,
             held_until: Vec::new(),
             new_sessions: limiter(settings.new_sessions),
             handshakes: limiter(settings.handshakes),
             http_messages: limiter(settings.http_messages),
             http_reads: limiter(settings.http_reads),
+            http_requests: limiter(settings.http_requests),
         })
     }
 
@@ -214,7 +271,7 @@ impl Addresses {
         }
         self.known.retain(|_, address| !address.is_forgettable(settings));
         if self.known.len() > REMEMBERED_MAX {
-            self.known.retain(|_, address| address.open > 0);
+            self.known.retain(|_, address| address.open > 0 || address.reads > 0);
         }
         self.swept_at = 2 * self.known.len();
     }
@@ -238,11 +295,13 @@ impl Address {
     fn is_forgettable(&mut self, settings: &LimitSettings) -> bool {
         let now = Instant::now();
         self.open == 0
+            && self.reads == 0
             && self.held_until.iter().all(|end| *end <= now)
             && did_nothing(&mut self.new_sessions, settings.new_sessions)
             && did_nothing(&mut self.handshakes, settings.handshakes)
             && did_nothing(&mut self.http_messages, settings.http_messages)
             && did_nothing(&mut self.http_reads, settings.http_reads)
+            && did_nothing(&mut self.http_requests, settings.http_requests)
     }
 }
 
@@ -404,6 +463,21 @@ mod tests {
         assert_eq!(limits.http_read(one).unwrap_err().code, ErrorCode::RateLimited);
         assert_eq!(limits.http_message(one), Ok(()));
         assert_eq!(limits.http_read(address("192.0.2.2")), Ok(()));
+    }
+
+    #[test]
+    fn reads_that_are_under_way_are_limited_by_address_until_they_end() {
+        let limits = limits(&[("HTTP_READS_AT_ONCE", "2")]);
+        let one = address("192.0.2.1");
+        let reads =
+            [limits.read_under_way(one).ok().unwrap(), limits.read_under_way(one).ok().unwrap()];
+        let refusal = limits.read_under_way(one).err().unwrap();
+        assert_eq!(refusal.code, ErrorCode::RateLimited);
+        assert!((1..=1_001).contains(&refusal.retry_after_ms.unwrap()));
+        assert!(limits.read_under_way(address("192.0.2.2")).is_ok());
+        drop(reads);
+        assert!(limits.read_under_way(one).is_ok());
+        assert_eq!(limits.lock().known[&one].reads, 0);
     }
 
     #[test]

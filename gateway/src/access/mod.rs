@@ -3,5 +3,7 @@
 pub mod client_address;
 pub mod forwarded;
 pub mod limits;
+pub mod origins;
 pub mod rights;
+pub mod shown_tokens;
 pub mod token;

@@ -86,6 +86,15 @@ impl Caller {
         Self { role, subject: None, expires_at: None }
     }
 
+    /// The same caller shows two tokens: its rights end with the first of them.
+    pub fn and(self, other: &Self) -> Result<Self, ClientError> {
+        if (self.role, &self.subject) != (other.role, &other.subject) {
+            let text = "two tokens are shown, of different owners";
+            return Err(ClientError::new(ErrorCode::Unauthorized, text));
+        }
+        Ok(Self { expires_at: self.expires_at.min(other.expires_at), ..self })
+    }
+
     /// Whether its rights have ended.
     pub fn has_expired(&self) -> bool {
         self.expires_at.is_some_and(|end| end <= OffsetDateTime::now_utc())

@@ -4,15 +4,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use shared::announcement::{Epoch, Position};
-use shared::database::{self, Database, Extent, StoredSession, answered};
+use shared::database::{self, Database, Extent, StoredSession, Unusable, answered};
 use shared::ids::{SessionDigest, SessionId};
 use shared::partition::Partition;
-use sqlx::postgres::PgPool;
+use shared::pool::Pool;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::{QueryAs, QueryScalar};
+use sqlx::{FromRow, Postgres};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::db::rows::{
-    CHUNK_BYTES, Cursor, LAST_CHARS, ListedSession, MessageOf, Offset, SessionMessage, Snapshot,
-    Storage, StoredMessage,
+    CHUNK_BYTES, Cursor, Found, LAST_CHARS, ListedSession, MessageOf, Offset, SessionMessage,
+    Snapshot, Sought, Storage, StoredMessage, Words,
 };
 
 /// What Postgres lists connections of gateways as.
@@ -87,12 +90,17 @@ const MESSAGES_FROM: &str = r#"
     ORDER BY m."seq""#;
 
 /// A page of sessions, newest first. Of a parameter as the limit the planner assumes a tenth of all sessions, and
-/// might well read all of them: the number tells it how few they are at most.
+/// might well read all of them: the number tells it how few they are at most. The first page has no bound: nothing
+/// is later than a session of `infinity`, which an adopter's may be.
 const SESSIONS: &str = r#"
     SELECT s.* FROM (
-        SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession"
-        WHERE ("createdAt", "id") < (coalesce($1::timestamp, 'infinity'), $2)
-        ORDER BY "createdAt" DESC, "id" DESC LIMIT 501
+        (SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession"
+         WHERE $1::timestamp IS NULL
+         ORDER BY "createdAt" DESC, "id" DESC LIMIT 501)
+        UNION ALL
+        (SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession"
+         WHERE ("createdAt", "id") < ($1, $2)
+         ORDER BY "createdAt" DESC, "id" DESC LIMIT 501)
     ) s
     ORDER BY s."createdAt" DESC, s."id" DESC LIMIT $3"#;
 
@@ -145,9 +153,13 @@ pub const NEWEST: &str = r#"
     SELECT s."id", s."sessionId", s."createdAt", last."lastSender", last."lastContent", last."lastAt"
     FROM (
         SELECT n.* FROM (
-            SELECT "id", "sessionId", "createdAt" FROM "ChatSession"
-            WHERE ("createdAt", "id") < (coalesce($1::timestamp, 'infinity'), $2)
-            ORDER BY "createdAt" DESC, "id" DESC LIMIT 501
+            (SELECT "id", "sessionId", "createdAt" FROM "ChatSession"
+             WHERE $1::timestamp IS NULL
+             ORDER BY "createdAt" DESC, "id" DESC LIMIT 501)
+            UNION ALL
+            (SELECT "id", "sessionId", "createdAt" FROM "ChatSession"
+             WHERE ("createdAt", "id") < ($1, $2)
+             ORDER BY "createdAt" DESC, "id" DESC LIMIT 501)
         ) n
         ORDER BY n."createdAt" DESC, n."id" DESC LIMIT $3
     ) s
@@ -157,18 +169,33 @@ pub const NEWEST: &str = r#"
     ) last ON true
     ORDER BY s."createdAt" DESC, s."id" DESC"#;
 
-/// Where each partition stands: its epoch and its last stored message, or the last end of a session.
-const POSITIONS: &str = r#"
-    SELECT p."partition", p."epoch", greatest(last."logSequence", erased."lastSequence", 0)
-    FROM "LogPartition" p
+/// Where each partition stands.
+const POSITIONS: &str = r#"SELECT "partition", "epoch", "sequence" FROM "LogPartition""#;
+
+/// What became of requests: what is stored under the ids of messages, whether their sessions are stored or were
+/// erased, and whether their records were set aside.
+const FATES: &str = r#"
+    SELECT m."sender", m."content", m."sessionId", o."id" IS NOT NULL, z."digest" IS NOT NULL,
+           d."logSequence" IS NOT NULL
+    FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[], $5::bigint[])
+        WITH ORDINALITY AS w ("id", "sessionId", "digest", "epoch", "sequence", "ord")
     LEFT JOIN LATERAL (
-        SELECT m."logSequence" FROM "Message" m
-        WHERE m."logEpoch" = p."epoch" ORDER BY m."logSequence" DESC LIMIT 1
-    ) last ON true
+        SELECT m."sender", m."content", s."sessionId"
+        FROM "Message" m JOIN "ChatSession" s ON s."id" = m."chatSessionId"
+        WHERE m."id" = w."id" LIMIT 1
+    ) m ON true
     LEFT JOIN LATERAL (
-        SELECT e."lastSequence" FROM "ErasedSession" e
-        WHERE e."logEpoch" = p."epoch" ORDER BY e."lastSequence" DESC LIMIT 1
-    ) erased ON true"#;
+        SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = w."sessionId" LIMIT 1
+    ) o ON true
+    LEFT JOIN LATERAL (
+        SELECT e."digest" FROM "ErasedSession" e WHERE e."digest" = w."digest" LIMIT 1
+    ) z ON true
+    LEFT JOIN LATERAL (
+        SELECT l."logSequence" FROM "DeadLetter" l
+        WHERE l."logEpoch" = w."epoch" AND l."logSequence" = w."sequence"
+            AND w."id" <> '' AND position(convert_to(w."id", 'UTF8') IN l."payload") > 0 LIMIT 1
+    ) d ON true
+    ORDER BY w."ord""#;
 
 /// How far each partition is stored, and by whom.
 const STORED_BY: &str = r#"SELECT "partition", "sequence", "owner"::text FROM "LogPartition""#;
@@ -221,10 +248,11 @@ const SCHEMA_VERSION: &str = r#"SELECT max("version") FROM "_sqlx_migrations" WH
 /// Reads what is stored. Cheap to clone.
 #[derive(Clone)]
 pub struct History {
-    pool: PgPool,
+    pool: Pool,
     /// One connection for what delivery missed: rooms must not wait for those who come back.
-    delivery: PgPool,
+    delivery: Pool,
     read_permits: Arc<Semaphore>,
+    database: Database,
 }
 
 impl History {
@@ -232,38 +260,67 @@ impl History {
     pub fn connect(database: &Database) -> Self {
         let connections = database.connection_limit.unwrap_or(CONNECTIONS).max(1);
         let read_permits = Arc::new(Semaphore::new((connections / 2).max(1) as usize));
-        let pool = |connections| database::pool(database, APPLICATION, connections, &[]);
-        Self { pool: pool(connections), delivery: pool(1), read_permits }
+        let pool = |connections| Pool::new(database, APPLICATION, connections, &[]);
+        let database = database.clone();
+        Self { pool: pool(connections), delivery: pool(1), read_permits, database }
+    }
+
+    fn query_as<O>(&self, sql: &'static str) -> QueryAs<'static, Postgres, O, PgArguments>
+    where
+        O: for<'r> FromRow<'r, PgRow>,
+    {
+        sqlx::query_as(sql).persistent(self.pool.keeps_statements())
+    }
+
+    fn query_scalar<O>(&self, sql: &'static str) -> QueryScalar<'static, Postgres, O, PgArguments>
+    where
+        (O,): for<'r> FromRow<'r, PgRow>,
+    {
+        sqlx::query_scalar(sql).persistent(self.pool.keeps_statements())
     }
 
     /// The connections that all share, to be counted.
-    pub fn pool(&self) -> &PgPool {
+    pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
+    /// What is wrong with the database, or with the way to it, that waiting does not mend.
+    pub async fn look(&self) -> sqlx::Result<Option<Unusable>> {
+        self.database.look(&mut *self.pool.get().await?).await
+    }
+
     pub async fn ping(&self) -> sqlx::Result<()> {
-        answered(sqlx::query(PING).execute(&self.pool)).await.map(drop)
+        answered(
+            sqlx::query(PING)
+                .persistent(self.pool.keeps_statements())
+                .execute(&mut *self.pool.get().await?),
+        )
+        .await
+        .map(drop)
     }
 
     /// Whether this is a replica, whose answers may be of the past.
     pub async fn is_replica(&self) -> sqlx::Result<bool> {
-        answered(sqlx::query_scalar(IS_REPLICA).fetch_one(&self.pool)).await
+        answered(self.query_scalar(IS_REPLICA).fetch_one(&mut *self.pool.get().await?)).await
     }
 
     /// The newest migration that is applied, if any ever was.
     pub async fn schema_version(&self) -> sqlx::Result<Option<i64>> {
-        if !answered(sqlx::query_scalar::<_, bool>(MIGRATED).fetch_one(&self.pool)).await? {
+        if !answered(self.query_scalar::<bool>(MIGRATED).fetch_one(&mut *self.pool.get().await?))
+            .await?
+        {
             return Ok(None);
         }
-        answered(sqlx::query_scalar(SCHEMA_VERSION).fetch_one(&self.pool)).await
+        answered(self.query_scalar(SCHEMA_VERSION).fetch_one(&mut *self.pool.get().await?)).await
     }
 
     /// Whether a session is stored, or was erased.
     pub async fn storage_of(&self, session: SessionId) -> sqlx::Result<Storage> {
-        let query = sqlx::query_as(SESSION_EXISTS)
+        let query = self
+            .query_as(SESSION_EXISTS)
             .bind(session.to_string())
             .bind(session.digest().as_bytes().to_vec());
-        Ok(match answered(query.fetch_one(&self.pool)).await? {
+        Ok(match answered(query.fetch_one(&mut *self.pool.get().await?)).await? {
             (_, true) => Storage::Erased,
             (true, false) => Storage::Stored,
             (false, false) => Storage::Missing,
@@ -276,8 +333,8 @@ impl History {
         if session.contains('\0') {
             return Ok(None);
         }
-        let query = sqlx::query_as(SESSION).bind(session.to_owned());
-        answered(query.fetch_optional(&self.pool)).await
+        let query = self.query_as(SESSION).bind(session.to_owned());
+        answered(query.fetch_optional(&mut *self.pool.get().await?)).await
     }
 
     /// The same, and what is said in it now.
@@ -285,7 +342,7 @@ impl History {
         if session.contains('\0') {
             return Ok(None);
         }
-        database::extent(&self.pool, session).await
+        database::extent(&mut *self.pool.get().await?, self.pool.keeps_statements(), session).await
     }
 
     /// At most `limit` messages of a session, oldest first: the first with these `seq`s. An adopter's
@@ -316,18 +373,19 @@ impl History {
         seqs: Range<i64>,
         limit: u16,
     ) -> sqlx::Result<Vec<StoredMessage>> {
-        let query = sqlx::query_as(sql)
+        let query = self
+            .query_as(sql)
             .bind(session.to_owned())
             .bind(seqs.start)
             .bind(seqs.end)
             .bind(i64::from(limit));
-        answered(query.fetch_all(&self.pool)).await
+        answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
     /// The `seq` of a message, if it is stored and of this session.
     pub async fn seq_of(&self, session: &str, id: &str) -> sqlx::Result<Option<i64>> {
-        let query = sqlx::query_scalar(SEQ).bind(session.to_owned()).bind(id.to_owned());
-        answered(query.fetch_optional(&self.pool)).await
+        let query = self.query_scalar(SEQ).bind(session.to_owned()).bind(id.to_owned());
+        answered(query.fetch_optional(&mut *self.pool.get().await?)).await
     }
 
     /// Waits for leave to read much. A read without a limit asks before each statement, and
@@ -346,13 +404,14 @@ impl History {
         id: &str,
         limit: u16,
     ) -> sqlx::Result<Snapshot<StoredMessage>> {
-        let query = sqlx::query_as(MESSAGES_FROM)
+        let query = self
+            .query_as(MESSAGES_FROM)
             .bind(partition.to_column())
             .bind(session.to_string())
             .bind(id.to_owned())
             .bind(i64::from(limit))
             .bind(i64::try_from(CHUNK_BYTES).unwrap_or(i64::MAX));
-        Snapshot::of(answered(query.fetch_all(&self.pool)).await?)
+        Snapshot::of(answered(query.fetch_all(&mut *self.pool.get().await?)).await?)
     }
 
     /// At most `limit` sessions behind the given one, newest first; never more than 501.
@@ -361,11 +420,12 @@ impl History {
         behind: Option<&Cursor>,
         limit: u16,
     ) -> sqlx::Result<Vec<StoredSession>> {
-        let query = sqlx::query_as(SESSIONS)
+        let query = self
+            .query_as(SESSIONS)
             .bind(behind.map(|cursor| cursor.created_at))
             .bind(behind.map(|cursor| cursor.id.clone()).unwrap_or_default())
             .bind(i64::from(limit));
-        answered(query.fetch_all(&self.pool)).await
+        answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
     /// At most `limit` messages of the sessions with these keys: from the `ord`th session on (from 1),
@@ -376,12 +436,13 @@ impl History {
         (ord, seq): (i64, i64),
         limit: u16,
     ) -> sqlx::Result<Vec<MessageOf>> {
-        let query = sqlx::query_as(MESSAGES_OF)
+        let query = self
+            .query_as(MESSAGES_OF)
             .bind(ids.to_vec())
             .bind(ord)
             .bind(seq)
             .bind(i64::from(limit));
-        answered(query.fetch_all(&self.pool)).await
+        answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
     /// At most `limit` messages of a session, the newest or those before one of them, oldest first.
@@ -394,15 +455,15 @@ impl History {
         // Postgres refuses U+0000 in a text: no message can have such an id.
         let before = before.map(|id| if id.contains('\0') { "" } else { id }.to_owned());
         let query =
-            sqlx::query_as(LATEST).bind(session.to_string()).bind(before).bind(i64::from(limit));
-        answered(query.fetch_all(&self.pool)).await
+            self.query_as(LATEST).bind(session.to_string()).bind(before).bind(i64::from(limit));
+        answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
     /// Those of these sessions that are stored, in this order, as inboxes list them.
     pub async fn listed(&self, sessions: &[SessionId]) -> sqlx::Result<Vec<ListedSession>> {
         let sessions: Vec<_> = sessions.iter().map(SessionId::to_string).collect();
-        let query = sqlx::query_as(LISTED).bind(sessions).bind(LAST_CHARS_READ);
-        answered(query.fetch_all(&self.pool)).await
+        let query = self.query_as(LISTED).bind(sessions).bind(LAST_CHARS_READ);
+        answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
     /// At most `limit` sessions after the given one, newest first, as inboxes list them; never more than 501.
@@ -411,18 +472,19 @@ impl History {
         after: Option<&Cursor>,
         limit: u16,
     ) -> sqlx::Result<Vec<ListedSession>> {
-        let query = sqlx::query_as(NEWEST)
+        let query = self
+            .query_as(NEWEST)
             .bind(after.map(|cursor| cursor.created_at))
             .bind(after.map(|cursor| cursor.id.clone()).unwrap_or_default())
             .bind(i64::from(limit))
             .bind(LAST_CHARS_READ);
-        answered(query.fetch_all(&self.pool)).await
+        answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
     /// Where every partition stands.
     pub async fn positions(&self) -> sqlx::Result<Vec<(Partition, Position)>> {
         let rows: Vec<(i16, i64, i64)> =
-            answered(sqlx::query_as(POSITIONS).fetch_all(&self.pool)).await?;
+            answered(self.query_as(POSITIONS).fetch_all(&mut *self.pool.get().await?)).await?;
         let position = |(partition, epoch, sequence): (i16, i64, i64)| {
             let position = Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() };
             (Partition::new(partition.unsigned_abs()), position)
@@ -430,10 +492,34 @@ impl History {
         Ok(rows.into_iter().map(position).collect())
     }
 
+    /// What became of these requests, in their order.
+    pub async fn fates(&self, sought: &[&Sought]) -> sqlx::Result<Vec<Found>> {
+        type Row = (Option<String>, Option<String>, Option<String>, bool, bool, bool);
+        let query = self
+            .query_as(FATES)
+            .bind(sought.iter().map(|it| it.id.clone()).collect::<Vec<_>>())
+            .bind(sought.iter().map(|it| it.session.to_string()).collect::<Vec<_>>())
+            .bind(sought.iter().map(|it| it.digest.as_bytes().to_vec()).collect::<Vec<_>>())
+            .bind(sought.iter().map(|it| it.position.epoch.0).collect::<Vec<_>>())
+            .bind(sought.iter().map(|it| it.position.sequence.cast_signed()).collect::<Vec<_>>());
+        let rows: Vec<Row> = answered(query.fetch_all(&mut *self.pool.get().await?)).await?;
+        let found = |(sender, content, session, is_open, is_erased, is_dead_letter): Row| Found {
+            words: sender.zip(content).zip(session).map(|((sender, content), session)| Words {
+                session,
+                sender,
+                content,
+            }),
+            is_open,
+            is_erased,
+            is_dead_letter,
+        };
+        Ok(rows.into_iter().map(found).collect())
+    }
+
     /// How far every partition is stored.
     pub async fn offsets(&self) -> sqlx::Result<Vec<Offset>> {
         let rows: Vec<(i16, i64, Option<String>)> =
-            answered(sqlx::query_as(STORED_BY).fetch_all(&self.pool)).await?;
+            answered(self.query_as(STORED_BY).fetch_all(&mut *self.pool.get().await?)).await?;
         let offset = |(partition, sequence, owner): (i16, i64, Option<String>)| Offset {
             partition: Partition::new(partition.unsigned_abs()),
             sequence: sequence.cast_unsigned(),
@@ -448,11 +534,12 @@ impl History {
         partition: Partition,
         position: Position,
     ) -> sqlx::Result<Snapshot<SessionMessage>> {
-        let query = sqlx::query_as(STORED_AFTER)
+        let query = self
+            .query_as(STORED_AFTER)
             .bind(partition.to_column())
             .bind(position.epoch.0)
             .bind(position.sequence.cast_signed());
-        Snapshot::of(answered(query.fetch_all(&self.delivery)).await?)
+        Snapshot::of(answered(query.fetch_all(&mut *self.delivery.get().await?)).await?)
     }
 
     /// At most [`STRETCH`] sessions that ended after a position in the same epoch, in log order.
@@ -460,10 +547,12 @@ impl History {
         &self,
         position: Position,
     ) -> sqlx::Result<Vec<(SessionDigest, Position)>> {
-        let query = sqlx::query_as(ERASED_AFTER)
+        let query = self
+            .query_as(ERASED_AFTER)
             .bind(position.epoch.0)
             .bind(position.sequence.cast_signed());
-        let rows: Vec<(Vec<u8>, i64)> = answered(query.fetch_all(&self.delivery)).await?;
+        let rows: Vec<(Vec<u8>, i64)> =
+            answered(query.fetch_all(&mut *self.delivery.get().await?)).await?;
         let ended = |(digest, sequence): (Vec<u8>, i64)| {
             let position = Position { sequence: sequence.cast_unsigned(), ..position };
             Some((SessionDigest::from_column(&digest)?, position))
@@ -477,8 +566,9 @@ impl History {
         partition: Partition,
         epoch: Epoch,
     ) -> sqlx::Result<Option<Epoch>> {
-        let query = sqlx::query_scalar(EPOCH_AFTER).bind(partition.to_column()).bind(epoch.0);
-        let next: Option<i64> = answered(query.fetch_optional(&self.delivery)).await?;
+        let query = self.query_scalar(EPOCH_AFTER).bind(partition.to_column()).bind(epoch.0);
+        let next: Option<i64> =
+            answered(query.fetch_optional(&mut *self.delivery.get().await?)).await?;
         Ok(next.map(Epoch))
     }
 }

@@ -4,13 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use shared::announcement::{Epoch, Position};
+use shared::content::json_bytes;
 use shared::database::StoredSession;
+use shared::ids::{SessionDigest, SessionId};
 use shared::message::Message;
 use shared::partition::Partition;
 use shared::timestamp::Timestamp;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
-use time::{OffsetDateTime, PrimitiveDateTime};
+use time::OffsetDateTime;
 
 /// Most characters of a last message that are shown.
 pub const LAST_CHARS: usize = 50;
@@ -19,7 +21,9 @@ pub const LAST_CHARS: usize = 50;
 pub const CHUNK_BYTES: usize = 256 * 1024;
 /// What a message has in JSON beside its content, at most.
 const AROUND_CONTENT_BYTES: usize = 256;
-const NANOS_PER_MILLI: i128 = 1_000_000;
+/// What stands in a cursor for the infinities, which have no milliseconds.
+const INFINITE: [(Timestamp, &str); 2] =
+    [(Timestamp::INFINITY, "infinity"), (Timestamp::MINUS_INFINITY, "-infinity")];
 
 /// What Postgres has of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +41,7 @@ pub struct StoredMessage {
     pub id: String,
     sender: String,
     content: String,
-    created_at: PrimitiveDateTime,
+    created_at: Timestamp,
     #[sqlx(rename = "isAI")]
     is_ai: bool,
     chat_session_id: String,
@@ -48,25 +52,15 @@ pub struct StoredMessage {
 }
 
 impl StoredMessage {
-    /// Length of the content as JSON writes it.
-    pub fn json_bytes(&self) -> usize {
-        let escaped = |byte: u8| match byte {
-            0..0x20 => 6,
-            b'"' | b'\\' => 2,
-            _ => 1,
-        };
-        self.content.bytes().map(escaped).sum()
-    }
-
     /// Where it stood in the log, if it came through the log.
     pub fn position(&self) -> Option<Position> {
         let sequence = self.log_sequence?.cast_unsigned();
         Some(Position { epoch: Epoch(self.log_epoch?), sequence })
     }
 
-    /// The time of the log, in whole milliseconds.
-    pub fn created_at(&self) -> OffsetDateTime {
-        self.created_at.assume_utc()
+    /// The time of the log, in whole milliseconds, unless somebody changed it to one that no log has.
+    pub fn recorded_at(&self) -> Option<OffsetDateTime> {
+        self.created_at.to_time()
     }
 
     /// As every client sees it.
@@ -75,7 +69,7 @@ impl StoredMessage {
             id: &self.id,
             sender: &self.sender,
             content: &self.content,
-            created_at: Timestamp::from_column(self.created_at),
+            created_at: self.created_at,
             is_ai: self.is_ai,
             chat_session_id: &self.chat_session_id,
         }
@@ -87,7 +81,7 @@ pub fn fitting<'a>(messages: impl Iterator<Item = &'a StoredMessage>, room: usiz
     let mut bytes = 0;
     let mut fitting = 0;
     for message in messages {
-        bytes += message.json_bytes() + AROUND_CONTENT_BYTES;
+        bytes += json_bytes(&message.content) + AROUND_CONTENT_BYTES;
         if bytes > room && fitting > 0 {
             break;
         }
@@ -146,6 +140,39 @@ impl<T> Snapshot<T> {
     }
 }
 
+/// What was sent and may be stored.
+pub struct Sought {
+    /// Of a message; else empty.
+    pub id: String,
+    pub session: SessionId,
+    /// What is kept of its session where that was erased.
+    pub digest: SessionDigest,
+    /// Where its record stands; of which life of the log may not be known.
+    pub position: Position,
+}
+
+/// What Postgres has of it.
+#[derive(Default)]
+pub struct Found {
+    /// Of the message that is stored under its id.
+    pub words: Option<Words>,
+    /// Whether its session is stored.
+    pub is_open: bool,
+    /// Whether its session was erased.
+    pub is_erased: bool,
+    /// Whether its record was set aside.
+    pub is_dead_letter: bool,
+}
+
+/// What a message says, and where: by this it is told whether two messages with one id are the same.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Words {
+    /// As clients name it; an adopter's may be any text.
+    pub session: String,
+    pub sender: String,
+    pub content: String,
+}
+
 /// How far a partition is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offset {
@@ -164,12 +191,12 @@ pub struct ListedSession {
     /// What clients call it.
     pub session_id: String,
     /// When it was opened.
-    pub created_at: PrimitiveDateTime,
+    pub created_at: Timestamp,
     pub last_sender: Option<String>,
     /// The beginning of what was said last: one character more than is shown.
     pub last_content: Option<String>,
     /// When that was said.
-    pub last_at: Option<PrimitiveDateTime>,
+    pub last_at: Option<Timestamp>,
 }
 
 impl ListedSession {
@@ -183,15 +210,18 @@ impl ListedSession {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     /// When its last session was opened.
-    pub created_at: PrimitiveDateTime,
+    pub created_at: Timestamp,
     /// The key of that session.
     pub id: String,
 }
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = self.created_at.assume_utc().unix_timestamp_nanos() / NANOS_PER_MILLI;
-        write!(f, "{millis}_{}", self.id)
+        let infinite = INFINITE.iter().find(|(time, _)| *time == self.created_at);
+        match (infinite, self.created_at.unix_millis()) {
+            (Some((_, name)), _) => write!(f, "{name}_{}", self.id),
+            (None, millis) => write!(f, "{}_{}", millis.unwrap_or_default(), self.id),
+        }
     }
 }
 
@@ -207,14 +237,14 @@ impl FromStr for Cursor {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const INVALID: &str = "cursor must be a nextCursor that was given before";
-        let (millis, id) = text.split_once('_').ok_or(INVALID)?;
-        let nanos = i128::from(millis.parse::<i64>().map_err(|_| INVALID)?) * NANOS_PER_MILLI;
-        let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| INVALID)?;
-        // Postgres refuses U+0000 in a text, and knows no earlier year.
-        if id.contains('\0') || time.year() < -4_700 {
+        let (time, id) = text.split_once('_').ok_or(INVALID)?;
+        let finite = || time.parse().ok().and_then(Timestamp::from_unix_millis);
+        let infinite = INFINITE.iter().find(|(_, name)| *name == time);
+        let created_at = infinite.map(|(time, _)| *time).or_else(finite).ok_or(INVALID)?;
+        // Postgres refuses U+0000 in a text.
+        if id.contains('\0') {
             return Err(INVALID);
         }
-        let created_at = PrimitiveDateTime::new(time.date(), time.time());
         Ok(Self { created_at, id: id.to_owned() })
     }
 }
@@ -227,10 +257,17 @@ mod tests {
 
     #[test]
     fn a_cursor_round_trips_and_nothing_else_is_one() {
-        let cursor = Cursor { created_at: datetime!(2024-12-13 09:41:05.999), id: "cm4_x".into() };
+        let cursor = Cursor {
+            created_at: Timestamp::truncate(datetime!(2024-12-13 09:41:05.999 UTC)),
+            id: "cm4_x".into(),
+        };
         assert_eq!(cursor.to_string(), "1734082865999_cm4_x");
         assert_eq!(cursor.to_string().parse(), Ok(cursor));
-        for text in ["", "x", "1734082865999", "x_y", "1_\0", "9223372036854775807_x", "-1e3_x"] {
+        for time in ["infinity", "-infinity", "9224318015999999", "-210866803200000"] {
+            let text = format!("{time}_a_b");
+            assert_eq!(text.parse::<Cursor>().map(|cursor| cursor.to_string()), Ok(text));
+        }
+        for text in ["", "x", "1734082865999", "x_y", "1_\0", "9224318016000000_x", "-1e3_x"] {
             assert!(text.parse::<Cursor>().is_err(), "{text:?}");
         }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shared::SCHEMA_VERSION;
+use shared::database::Unusable;
 use shared::lifecycle::{Backoff, Stop, pause};
 
 use crate::db::history::History;
@@ -15,6 +16,7 @@ pub async fn wait(history: &History, stop: &Stop) -> anyhow::Result<Option<()>> 
     let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
     loop {
         match look(history).await {
+            Ok(Found { unusable: Some(unusable), .. }) => return Err(unusable.into()),
             Ok(Found { is_migrated: false, .. }) => {
                 tracing::info!("waiting for a persister to migrate the database");
             }
@@ -25,7 +27,12 @@ pub async fn wait(history: &History, stop: &Stop) -> anyhow::Result<Option<()>> 
                 );
                 return Ok(Some(()));
             }
-            Err(error) => tracing::warn!(%error, "waiting for Postgres"),
+            Err(error) => {
+                if let Some(unusable) = Unusable::told_by(&error) {
+                    return Err(unusable.into());
+                }
+                tracing::warn!(%error, "waiting for Postgres");
+            }
         }
         if !pause(stop, backoff.pause()).await {
             return Ok(None);
@@ -34,6 +41,7 @@ pub async fn wait(history: &History, stop: &Stop) -> anyhow::Result<Option<()>> 
 }
 
 struct Found {
+    unusable: Option<Unusable>,
     is_migrated: bool,
     is_replica: bool,
 }
@@ -41,6 +49,7 @@ struct Found {
 /// Postgres may be away at either question.
 async fn look(history: &History) -> Result<Found, sqlx::Error> {
     Ok(Found {
+        unusable: history.look().await?,
         is_migrated: history.schema_version().await? >= Some(SCHEMA_VERSION),
         is_replica: history.is_replica().await?,
     })

@@ -15,6 +15,7 @@ use socketioxide::extract::SocketRef;
 use tokio::time::Instant;
 
 use crate::delivery::rooms::Saved;
+use crate::emitted::Emitted;
 use crate::presence::list_revision::ListRevision;
 use crate::transport::backlog;
 use crate::transport::disconnect::disconnect;
@@ -94,7 +95,7 @@ impl Inboxes {
     }
 
     /// Gives a list, as of a revision, to every inbox that lacks it and had none for a while.
-    pub fn give(&self, event: &str, list: &RawValue, revision: u64) {
+    pub fn give(&self, event: Emitted, list: &RawValue, revision: u64) {
         let now = Instant::now();
         self.emit_if(event, list, |member| {
             let due = member.due_at(revision).is_some_and(|due| due <= now);
@@ -128,18 +129,18 @@ impl Inboxes {
         if let Ok(Said { sender, content }) = said
             && sender == Sender::User.as_str()
         {
-            self.emit("new-message", &NewMessage { session_id, message: &content });
+            self.emit(Emitted::NewMessage, &NewMessage { session_id, message: &content });
         }
     }
 
     /// Emits to every inbox.
-    pub fn emit<T: Serialize>(&self, event: &str, data: &T) {
+    pub fn emit<T: Serialize>(&self, event: Emitted, data: &T) {
         self.emit_if(event, data, |_| true);
     }
 
     fn emit_if<T: Serialize + ?Sized>(
         &self,
-        event: &str,
+        event: Emitted,
         data: &T,
         wants: impl Fn(&mut Member) -> bool,
     ) {
@@ -171,9 +172,9 @@ impl Member {
     }
 
     /// `false` if the socket takes no more.
-    fn emit(&self, event: &str, data: &RawValue) -> bool {
-        let taken =
-            backlog::takes(&self.socket, data.get().len()) && self.socket.emit(event, data).is_ok();
+    fn emit(&self, event: Emitted, data: &RawValue) -> bool {
+        let taken = backlog::takes(&self.socket, data.get().len())
+            && self.socket.emit(event.as_str(), data).is_ok();
         // A socket that is closed is removed by itself.
         taken || !self.socket.connected()
     }

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::to_raw_value;
-use shared::announcement::Position;
-use shared::ids::SessionId;
+use shared::announcement::{Fate, Position};
+use shared::ids::{MessageId, SessionId};
 use shared::lifecycle::Backoff;
 use shared::partition::Partition;
 use tokio::sync::Semaphore;
 
 use crate::db::history::History;
 use crate::db::rows::{SessionMessage, Snapshot};
-use crate::delivery::audience::Audience;
+use crate::delivery::audience::{Audience, Turn};
+use crate::delivery::heard::HeardEntry;
 use crate::delivery::positions::Positions;
 use crate::delivery::rooms::Saved;
 use crate::metrics::METRICS;
@@ -83,11 +84,16 @@ impl Recovery {
         announced: Position,
     ) -> sqlx::Result<Position> {
         let mut progress = Progress { emitted: known, ended: known };
+        let mut is_another = false;
         loop {
             // Held until the stretch is emitted. It is never closed.
             let _turn = self.turns.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
             let Snapshot { stored, rows } =
                 self.history.stored_after(partition, progress.emitted).await?;
+            // Only Postgres says so: an announcement may be old, or anybody's.
+            if stored.epoch != known.epoch && !std::mem::replace(&mut is_another, true) {
+                self.audience.note_another_log();
+            }
             // Read later than the rows: who ended meanwhile is heard of twice.
             self.end_missing(partition, &mut progress.ended, stored).await?;
             if let Some(last) = rows.last().and_then(|last| last.message.position()) {
@@ -104,9 +110,7 @@ impl Recovery {
                 return Ok(stored);
             }
             self.positions.advance(partition, progress.emitted);
-            for message in &rows {
-                self.emit(message);
-            }
+            emit_in_turns(&rows, |message| self.emit(message)).await;
         }
     }
 
@@ -144,16 +148,60 @@ impl Recovery {
         Ok(next.map(|epoch| Position { epoch, sequence: 0 }))
     }
 
-    fn emit(&self, stored: &SessionMessage) {
+    /// What it cost, in messages of ordinary size.
+    fn emit(&self, stored: &SessionMessage) -> usize {
         let session = stored.session_id.as_deref().and_then(|id| SessionId::parse(id).ok());
         let json = to_raw_value(&stored.message.to_message()).ok();
         if let (Some(session), Some(json), Some(position)) =
             (session, json, stored.message.position())
         {
             METRICS.recovered_messages.inc();
-            let recorded_at = stored.message.created_at();
-            let saved = Saved { position, json: json.into() };
-            self.audience.deliver(session, &saved, Some(recorded_at));
+            return self.audience.tell(&HeardEntry {
+                position,
+                session,
+                recorded_at: stored.message.recorded_at(),
+                fate: Fate::Stored,
+                id: MessageId::try_from(stored.message.id.clone()).ok(),
+                saved: Some(Saved::new(position, json)),
+            });
         }
+        1
+    }
+}
+
+/// Emits a stretch; the rest of the process has its turn meanwhile.
+async fn emit_in_turns<T>(stretch: &[T], emit: impl Fn(&T) -> usize) {
+    let mut turn = Turn::default();
+    for message in stretch {
+        turn.count(emit(message)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_recovered_for_full_rooms_leaves_turns_to_others() {
+        let (emitted, others, is_done) = (Cell::new(0), Cell::new(0), Cell::new(false));
+        let emitting = async {
+            emit_in_turns(&[200; 1_024], |cost| {
+                emitted.set(emitted.get() + cost);
+                *cost
+            })
+            .await;
+            is_done.set(true);
+        };
+        let other = async {
+            while !is_done.get() {
+                others.set(others.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(emitting, other);
+        assert_eq!(emitted.get(), 1_024 * 200);
+        assert!(others.get() >= 150, "{} turns", others.get());
     }
 }

@@ -12,12 +12,11 @@ use shared::announcement::Position;
 use shared::ids::SessionId;
 use socketioxide::extract::SocketRef;
 
+use crate::emitted::Emitted;
 use crate::metrics::METRICS;
-use crate::transport::backlog;
+use crate::transport::backlog::{self, Backlog};
 use crate::transport::disconnect::disconnect;
 
-/// The event that carries a saved message.
-const MESSAGE: &str = "message";
 /// Messages held back for a socket that resumes. It resumes within seconds; one for which more
 /// is held must come back.
 const HELD_MAX: usize = 4_096;
@@ -35,10 +34,12 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// The message of an announcement; it is checked to be JSON, not parsed.
-    pub fn read(payload: &[u8], position: Position) -> Option<Self> {
-        let json: Box<RawValue> = serde_json::from_slice(payload).ok()?;
-        Some(Self { position, json: json.into() })
+    pub fn new(position: Position, json: Box<RawValue>) -> Self {
+        Self { position, json: json.into() }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.json.get().len()
     }
 }
 
@@ -56,10 +57,44 @@ struct Resuming {
     /// Whether it was not in the room before the first of them: it leaves if none succeeds.
     guest: bool,
     /// What was emitted meanwhile.
-    held: Vec<Saved>,
+    held: Held,
     /// Up to where the socket has everything, though it may not be emitted yet: this gateway may be
     /// behind Postgres, or behind the gateway that the client was connected to before.
     has: Option<Position>,
+}
+
+/// What is held back for a socket, which counts among what waits for it as long as it is.
+#[derive(Default)]
+struct Held {
+    saved: Vec<Saved>,
+    bytes: usize,
+    backlog: Option<Arc<Backlog>>,
+}
+
+impl Held {
+    /// `false` if the socket takes no more.
+    fn push(&mut self, saved: &Saved, socket: &SocketRef) -> bool {
+        if !backlog::holds(socket, saved.bytes()) {
+            return false;
+        }
+        self.backlog = self.backlog.take().or_else(|| backlog::of(socket));
+        self.bytes += saved.bytes();
+        self.saved.push(saved.clone());
+        self.saved.len() <= HELD_MAX
+    }
+
+    /// It is emitted now.
+    fn take(mut self) -> Vec<Saved> {
+        std::mem::take(&mut self.saved)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(backlog) = &self.backlog {
+            backlog.let_go(self.bytes as u64);
+        }
+    }
 }
 
 impl Rooms {
@@ -159,7 +194,7 @@ impl Rooms {
             leave(&mut rooms, session, socket);
             return false;
         }
-        let held = std::mem::take(&mut resuming.held);
+        let held = std::mem::take(&mut resuming.held).take();
         let kept = held.into_iter().all(|saved| member.give(&saved));
         drop(rooms);
         if !kept {
@@ -168,12 +203,13 @@ impl Rooms {
         true
     }
 
-    /// Emits a message to everybody in the session's room; `false` if nobody is.
-    pub fn emit(&self, session: SessionId, saved: &Saved) -> bool {
+    /// Emits a message to everybody in the session's room; how many these are.
+    pub fn emit(&self, session: SessionId, saved: &Saved) -> usize {
         let mut failed = Vec::new();
-        match self.lock().get_mut(&session) {
-            Some(members) => failed.extend(members.extract_if(.., |member| !member.give(saved))),
-            None => return false,
+        let mut there = 0;
+        if let Some(members) = self.lock().get_mut(&session) {
+            there = members.len();
+            failed.extend(members.extract_if(.., |member| !member.give(saved)));
         }
         // Not under the lock: what closes a socket takes it out of its rooms.
         for member in failed {
@@ -181,7 +217,7 @@ impl Rooms {
             tracing::warn!(socket = %member.socket.id, "a client does not read, cutting it off");
             disconnect(&member.socket);
         }
-        true
+        there
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<Member>>> {
@@ -231,8 +267,7 @@ impl Member {
     fn give(&mut self, saved: &Saved) -> bool {
         match self.resuming.as_deref_mut() {
             Some(Resuming { unanswered: 1.., held, .. }) => {
-                held.push(saved.clone());
-                return held.len() <= HELD_MAX;
+                return held.push(saved, &self.socket);
             }
             Some(Resuming { has: Some(has), .. }) if saved.position.is_within(*has) => return true,
             // This one it does not have, nor what comes after it.
@@ -241,7 +276,7 @@ impl Member {
         }
         METRICS.emits.inc();
         let taken = backlog::takes(&self.socket, saved.json.get().len())
-            && self.socket.emit(MESSAGE, &*saved.json).is_ok();
+            && self.socket.emit(Emitted::Message.as_str(), &*saved.json).is_ok();
         // A socket that is closed leaves its rooms by itself.
         taken || !self.socket.connected()
     }

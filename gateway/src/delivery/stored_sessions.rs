@@ -1,16 +1,10 @@
 //! Tells those who opened a session when it can be read over REST.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use async_nats::Client;
-use futures_util::StreamExt;
 use shared::ids::SessionId;
-use shared::lifecycle::Stop;
-use shared::subjects;
 use tokio::sync::oneshot;
-
-use crate::delivery::inboxes::Inboxes;
 
 /// Sessions that somebody waits for.
 #[derive(Default)]
@@ -29,7 +23,8 @@ impl StoredSessions {
         self.lock().remove(&session);
     }
 
-    fn stored(&self, session: SessionId) {
+    /// A session can be read over REST from now on.
+    pub fn stored(&self, session: SessionId) {
         if let Some(waiting) = self.lock().remove(&session) {
             waiting.send(()).ok();
         }
@@ -38,22 +33,4 @@ impl StoredSessions {
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, oneshot::Sender<()>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Listens for stored sessions until the stop.
-pub async fn listen(
-    waiting: Arc<StoredSessions>,
-    inboxes: Arc<Inboxes>,
-    client: Client,
-    stop: Stop,
-) -> anyhow::Result<()> {
-    let mut stored = client.subscribe(subjects::ALL_OPENED).await?;
-    while let Some(Some(message)) = stop.run_until_cancelled(stored.next()).await {
-        if let Some((_, session)) = subjects::parse(&message.subject) {
-            waiting.stored(session);
-            inboxes.changed();
-        }
-    }
-    anyhow::ensure!(stop.is_cancelled(), "the subscription to stored sessions ended");
-    Ok(())
 }

@@ -1,8 +1,8 @@
 //! One task emits saved messages to their rooms, in the order in which they were stored, and ends the
 //! sessions that were erased.
 //!
-//! It keeps one position per partition. An announcement at or below it was emitted before; one
-//! whose predecessor is the position, or below it, comes next; anything else means that something
+//! It keeps one position per partition. What is announced at or below it was emitted before; a stretch
+//! whose beginning is the position, or below it, comes next; anything else means that something
 //! was missed, and the missing stretch is read from Postgres. That one rule covers announcements
 //! that were lost, reconnects, a subscription that was too slow, and writers that died between
 //! commit and announcement.
@@ -20,8 +20,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
-use shared::announcement::{Announcement, Position};
-use shared::ids::SessionId;
+use shared::announcement::Position;
 use shared::lifecycle::{Backoff, Stop, pause};
 use shared::log::Log;
 use shared::partition::Partition;
@@ -29,16 +28,14 @@ use shared::subjects;
 use tokio::task::JoinSet;
 
 use crate::db::history::History;
-use crate::delivery::audience::Audience;
+use crate::delivery::audience::{Audience, Turn};
+use crate::delivery::feed::Feed;
+use crate::delivery::heard::{self, Heard};
 use crate::delivery::positions::Positions;
 use crate::delivery::recovery::Recovery;
-use crate::delivery::rooms::Saved;
 
-/// Messages emitted before everything else has its turn again. When thousands of sockets are ready a round
-/// takes long: the runtime's own 128 a round would leave deliveries behind, and the rest of the machine idle.
-const IN_ONE_GO: usize = 1_024;
-/// What may wait for a partition that is behind. At 1,000 announcements a second of one partition it is that
-/// of a second and more, which a recovery that is nearly done needs.
+/// What may wait for a partition that is behind. At 1,000 commits a second it is that of a second and more, which a
+/// recovery that is nearly done needs.
 const WAITING_MAX: usize = 2_048;
 /// The same in bytes of messages.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
@@ -49,19 +46,14 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 pub struct Delivery {
     audience: Audience,
     positions: Arc<Positions>,
-    saved: Subscriber,
+    feed: Feed,
+    ended: Subscriber,
     recovery: Recovery,
     /// Which partitions are behind, and what was announced of them meanwhile.
     behind: HashMap<Partition, Behind>,
     /// What reads for them: whose recovery it is, and whether Postgres has all that was announced.
     recovering: JoinSet<(Partition, bool)>,
-}
-
-/// An announcement that arrived.
-struct Heard {
-    partition: Partition,
-    announcement: Announcement,
-    message: Option<(SessionId, Saved)>,
+    turn: Turn,
 }
 
 /// A partition that missed something.
@@ -83,7 +75,8 @@ impl Delivery {
         log: &Log,
         stop: &Stop,
     ) -> anyhow::Result<Option<Self>> {
-        let saved = client.subscribe(subjects::ALL_SAVED).await?;
+        let feed = Feed::start(client.subscribe(subjects::ALL_COMMITS).await?);
+        let ended = client.subscribe(subjects::ALL_ENDED).await?;
         let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
         loop {
             match stored_positions(history, log).await {
@@ -94,10 +87,12 @@ impl Delivery {
                     return Ok(Some(Self {
                         audience,
                         positions,
-                        saved,
+                        feed,
+                        ended,
                         recovery,
                         behind: HashMap::new(),
                         recovering: JoinSet::new(),
+                        turn: Turn::default(),
                     }));
                 }
                 Err(error) => tracing::warn!(
@@ -113,80 +108,85 @@ impl Delivery {
 
     /// Emits until the stop.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
-        // Without the runtime's budget: `IN_ONE_GO` is ours.
+        // Without the runtime's budget: a turn has ours.
         tokio::task::unconstrained(self.emit_all(stop)).await
     }
 
     async fn emit_all(mut self, stop: Stop) -> anyhow::Result<()> {
-        let mut emitted: usize = 0;
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 Some(recovered) = self.recovering.join_next() => {
                     let (partition, is_complete) = recovered?;
-                    self.go_on(partition, is_complete);
+                    self.go_on(partition, is_complete).await;
                 }
-                message = self.saved.next() => match message {
-                    Some(message) => self.hear(&message),
-                    None => anyhow::bail!("the subscription to saved messages ended"),
+                message = self.ended.next() => match message {
+                    Some(message) => self.end(&message),
+                    None => anyhow::bail!("the subscription to ends of sessions ended"),
+                },
+                payload = self.feed.next() => match payload {
+                    Some(payload) => self.hear(&payload).await,
+                    None => anyhow::bail!("the subscription to commits ended"),
                 }
-            }
-            emitted = (emitted + 1) % IN_ONE_GO;
-            if emitted == 0 {
-                tokio::task::yield_now().await;
             }
         }
     }
 
-    fn hear(&mut self, message: &Message) {
-        let place = subjects::parse_saved(&message.subject);
-        let announcement = message.headers.as_ref().and_then(Announcement::from_headers);
-        if let (true, Some((_, Some(session)))) = (message.payload.is_empty(), place) {
-            // Also where its place was passed before, and where it has none yet: it does no harm to
-            // hear it twice.
+    /// The end of a session is in the log.
+    fn end(&self, message: &Message) {
+        if let Some((_, session)) = subjects::parse(&message.subject) {
             self.audience.end(session);
-            if announcement.is_none() {
-                return;
-            }
         }
-        let (Some((partition, session)), Some(announcement)) = (place, announcement) else {
+    }
+
+    /// Tells what an announcement tells.
+    async fn hear(&mut self, payload: &[u8]) {
+        self.turn.count(1).await;
+        let Ok(stretches) = heard::read(payload) else {
             tracing::warn!("an announcement cannot be read");
             return;
         };
-        let message = session.and_then(|session| {
-            Some((session, Saved::read(&message.payload, announcement.position)?))
-        });
-        self.emit_or_recover(Heard { partition, announcement, message });
+        for heard in stretches {
+            // Also where their place was passed before, and where they have none yet: it does no harm to
+            // hear it twice.
+            heard.ended().for_each(|session| self.audience.end(session));
+            self.emit_or_recover(heard).await;
+        }
     }
 
-    fn emit_or_recover(&mut self, heard: Heard) {
+    async fn emit_or_recover(&mut self, heard: Heard) {
         if let Some(behind) = self.behind.get_mut(&heard.partition) {
             behind.wait(heard);
-        } else if !self.emit_next(&heard) {
+        } else if !self.emit_next(&heard).await {
             self.recover(Behind { first: heard, waiting: VecDeque::new(), bytes: 0 });
         }
     }
 
     /// Emits what was announced, unless it was before; `false` if something was missed before it.
-    fn emit_next(&self, heard: &Heard) -> bool {
-        let Heard { partition, announcement, message } = heard;
-        let before = announcement.before();
-        let known = self.positions.of_or_begin(*partition, before);
-        if !before.is_within(known) {
+    async fn emit_next(&mut self, heard: &Heard) -> bool {
+        let known = self.positions.of_or_begin(heard.partition, heard.before);
+        if !heard.before.is_within(known) {
             return false;
         }
-        if !announcement.position.is_within(known) {
-            self.positions.advance(*partition, announcement.position);
-            if let Some((session, message)) = message {
-                self.audience.deliver(*session, message, announcement.recorded_at);
-            }
+        if !heard.position.is_within(known) {
+            self.positions.advance(heard.partition, heard.position);
+        }
+        for entry in &heard.entries {
+            // A stretch may reach over where this gateway stands: Postgres was read up to there.
+            let told = if entry.position.is_within(known) {
+                self.audience.answer(entry);
+                1
+            } else {
+                self.audience.tell(entry)
+            };
+            self.turn.count(told).await;
         }
         true
     }
 
     fn recover(&mut self, behind: Behind) {
-        let (partition, before) = (behind.first.partition, behind.first.announcement.before());
+        let (partition, before) = (behind.first.partition, behind.first.before);
         let recovery = self.recovery.clone();
         self.recovering
             .spawn(async move { (partition, recovery.read_up_to(partition, before).await) });
@@ -195,7 +195,7 @@ impl Delivery {
 
     /// A partition has everything that Postgres had; `is_complete` tells whether that was all that was
     /// announced before.
-    fn go_on(&mut self, partition: Partition, is_complete: bool) {
+    async fn go_on(&mut self, partition: Partition, is_complete: bool) {
         let Some(Behind { first, mut waiting, .. }) = self.behind.remove(&partition) else {
             return;
         };
@@ -203,17 +203,11 @@ impl Delivery {
             waiting.push_front(first);
         }
         while let Some(next) = waiting.pop_front() {
-            if !self.emit_next(&next) {
+            if !self.emit_next(&next).await {
                 let bytes = waiting.iter().map(Heard::bytes).sum();
                 return self.recover(Behind { first: next, waiting, bytes });
             }
         }
-    }
-}
-
-impl Heard {
-    fn bytes(&self) -> usize {
-        self.message.as_ref().map_or(0, |(_, saved)| saved.json.get().len())
     }
 }
 

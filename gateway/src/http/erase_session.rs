@@ -15,7 +15,8 @@ use shared::record::Record;
 use crate::app::Gateway;
 use crate::error::ClientError;
 use crate::http::{chats, json_stream};
-use crate::log::publisher::Publisher;
+use crate::log::accept_message;
+use crate::log::pending_sends::Key;
 use crate::log::session_lookup::Existence;
 use crate::problem::Problem;
 
@@ -40,8 +41,8 @@ pub async fn erase(
         Existence::Unknown => return Err(ClientError::unavailable().into()),
     }
     let (session, request) = Record::erase(&session_id);
-    let pending = gateway.publisher.publish(session, &request, Publisher::deadline()).await?;
-    let sequence = pending.accepted().await?;
+    let way = gateway.way_of_sends();
+    let sequence = accept_message::request(way, Key::Erasure(session), session, &request).await?;
     gateway.lookup.forget(session);
     gateway.publisher.tell_ended(session).await;
     tracing::info!(session = session.short(), sequence, "a session is to be erased");

@@ -2,11 +2,10 @@
 //! `admin_message` through the log; the order of several is that in which the caller waits for them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Extension, FromRequest, Path, Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -14,19 +13,19 @@ use shared::content::{ClientOffset, Content};
 use shared::ids::{MessageId, SessionId};
 use shared::message::Sender;
 use shared::record::NewMessage;
+use tokio::sync::oneshot;
 
 use crate::access::rights::Caller;
 use crate::app::Gateway;
-use crate::error::{ClientError, ErrorCode};
+use crate::error::ClientError;
+use crate::fields::{Field, Fields, Kind};
 use crate::http::pagination::wrong;
-use crate::http::{chats, json_stream};
-use crate::log::accept_message::{self, Accepted};
+use crate::http::{chats, json_body, json_stream};
+use crate::log::accept_message::{self, Acked, Send};
+use crate::log::pending_sends::{Outcome, Waiter};
 use crate::log::publisher::Publisher;
 use crate::problem::Problem;
-use crate::socket::payload::Object;
 
-/// Longest wait for a body; its size has a limit of its own.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a `clientOffset` is on sockets: of one key one message is stored.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
@@ -34,11 +33,19 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 #[derive(Deserialize)]
 struct Payload {
     content: String,
-    #[serde(rename = "isAI", default)]
-    is_ai: bool,
+    #[serde(rename = "isAI")]
+    is_ai: Option<bool>,
 }
 
-/// Posts a message; it is in the log when this one's answer comes.
+impl Fields for Payload {
+    const FIELDS: &'static [Field] =
+        &[Field::required("content", Kind::Text), Field::optional("isAI", Kind::Flag)];
+}
+
+/// Tells the one who waits for the answer.
+struct Answer(Option<oneshot::Sender<Outcome>>);
+
+/// Posts a message; it is stored when this one's answer comes, or in the log and surely will be.
 pub async fn post(
     State(gateway): State<Arc<Gateway>>,
     Extension(caller): Extension<Caller>,
@@ -50,31 +57,39 @@ pub async fn post(
     }
     let session = chats::session_of(path, request.uri())?;
     let offset = idempotency_key(request.headers())?;
-    let payload = body(request).await?;
+    let payload: Payload = json_body::read(request, gateway.config.max_payload_bytes).await?;
     let content = Content::parse(payload.content, gateway.config.max_content_chars);
     let content = content.map_err(ClientError::from)?;
     let session = SessionId::parse(&session).map_err(|_| ClientError::session_not_found())?;
+    let (has_offset, is_ai) = (offset.is_some(), payload.is_ai.unwrap_or_default());
     let id = match offset {
         Some(offset) => {
             MessageId::derived(session, Sender::Admin, caller.subject.as_deref(), &offset)
         }
         None => MessageId::random(),
     };
-    let message =
-        NewMessage { id: id.clone(), sender: Sender::Admin, content, is_ai: payload.is_ai };
-    let pending = accept_message::put(
-        &gateway.lookup,
-        &gateway.publisher,
-        session,
-        message,
-        Publisher::deadline(),
-    )
-    .await?;
-    let sequence = pending.accepted().await?;
-    let partition = gateway.config.log.partitions.partition_of(session);
-    accept_message::tell_accepted(&id, session, partition, sequence);
+    let message = NewMessage { id: id.clone(), sender: Sender::Admin, content, is_ai };
+    let send = Send { session, message, has_offset, deadline: Publisher::deadline() };
+    let (sender, answer) = oneshot::channel();
+    accept_message::put(gateway.way_of_sends(), send, Box::new(Answer(Some(sender)))).await;
+    let (code, answer) = match answer.await {
+        Ok(Outcome::Stored) => (StatusCode::CREATED, Acked::stored(&id)),
+        // Whether an AI may still answer is decided where it is stored.
+        Ok(Outcome::Accepted) if is_ai => return Err(ClientError::unavailable().into()),
+        Ok(Outcome::Accepted) => (StatusCode::ACCEPTED, Acked::accepted(&id)),
+        Ok(Outcome::Failed(error)) => return Err(error.into()),
+        Err(_) => return Err(ClientError::unavailable().into()),
+    };
     let kind = [(header::CONTENT_TYPE, json_stream::JSON)];
-    Ok((StatusCode::ACCEPTED, kind, Json(Accepted::new(&id))).into_response())
+    Ok((code, kind, Json(answer)).into_response())
+}
+
+impl Waiter for Answer {
+    fn tell(&mut self, outcome: Outcome) {
+        if let Some(answer) = self.0.take() {
+            answer.send(outcome).ok();
+        }
+    }
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<ClientOffset>, Problem> {
@@ -89,27 +104,4 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<ClientOffset>, Problem>
         key.ok_or_else(|| wrong("Idempotency-Key", "must have 1 to 64 characters"))
     })
     .transpose()
-}
-
-async fn body(request: Request) -> Result<Payload, Problem> {
-    let reading = Json::<Object<Payload>>::from_request(request, &());
-    match tokio::time::timeout(BODY_TIMEOUT, reading).await {
-        Ok(Ok(Json(Object(payload)))) => Ok(payload),
-        Ok(Err(rejection)) => Err(rejected(&rejection)),
-        Err(_) => Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come")),
-    }
-}
-
-fn rejected(rejection: &JsonRejection) -> Problem {
-    match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            ClientError::new(ErrorCode::TooLarge, "the body is larger than MAX_PAYLOAD_BYTES")
-                .into()
-        }
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "Content-Type: must be application/json",
-        ),
-        _ => ClientError::new(ErrorCode::InvalidPayload, rejection.body_text()).into(),
-    }
 }

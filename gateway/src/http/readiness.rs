@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use async_nats::connection::State;
@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use shared::health::{self, Phase, Report, Waiting};
 use shared::lifecycle::Stop;
 use shared::metrics::Connections;
+use tokio::sync::Mutex;
 
 use crate::db::history::History;
 use crate::log::health::LogHealth;
@@ -17,6 +18,8 @@ use crate::transport::serve::Host;
 
 /// Longest wait for Postgres before it counts as away.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long its answer is good for: anybody may ask, and as often as they like.
+const PING_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What readiness depends on.
 #[derive(Clone)]
@@ -25,13 +28,15 @@ pub struct Readiness {
     history: History,
     health: LogHealth,
     serving: Arc<OnceLock<Waiting>>,
+    /// When Postgres was asked last, and whether it answered.
+    pinged: Arc<Mutex<Option<(Instant, bool)>>>,
     stop: Stop,
 }
 
 impl Readiness {
     /// Depends on these, from [`Readiness::serving`] until the stop.
     pub fn new(client: Client, history: History, health: LogHealth, stop: Stop) -> Self {
-        Self { client, history, health, serving: Arc::default(), stop }
+        Self { client, history, health, serving: Arc::default(), pinged: Arc::default(), stop }
     }
 
     /// From now on clients are served, and what they say should be stored.
@@ -55,9 +60,22 @@ impl Readiness {
         connections.set_nats(&self.client);
     }
 
-    async fn report(&self) -> Report {
+    async fn postgres_answers(&self) -> bool {
+        // Held meanwhile: who asks at the same time gets the same answer.
+        let mut pinged = self.pinged.lock().await;
+        if let Some((at, answers)) = *pinged
+            && at.elapsed() < PING_INTERVAL
+        {
+            return answers;
+        }
         let ping = tokio::time::timeout(PING_TIMEOUT, self.history.ping()).await;
-        let postgres = ping.is_ok_and(|ping| ping.is_ok());
+        let answers = ping.is_ok_and(|ping| ping.is_ok());
+        *pinged = Some((Instant::now(), answers));
+        answers
+    }
+
+    async fn report(&self) -> Report {
+        let postgres = self.postgres_answers().await;
         let nats = self.client.connection_state() == State::Connected && self.health.is_open();
         // Acks go on all the same: a balancer goes by the phase.
         let stalled = self.serving.get().and_then(health::stalled);

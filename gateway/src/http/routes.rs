@@ -14,15 +14,19 @@ use tower::Layer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tower_http::normalize_path::NormalizePathLayer;
 
+use crate::access::origins::Origins;
 use crate::access::rights::Action;
 use crate::app::Gateway;
-use crate::config::{Config, Origins};
+use crate::config::Config;
 use crate::http::readiness::Readiness;
 use crate::http::{
-    authenticate, chats, erase_session, etag, json_stream, openapi, post_message, read_limit,
+    authenticate, chats, erase_session, etag, json_stream, openapi, post_message, rate_limits,
+    try_page,
 };
 use crate::problem::Problem;
 use crate::socket::{events, handshake};
+use crate::transport::client_files;
+use crate::transport::packets::ATTACHED_BYTES_MAX;
 
 /// Packets that wait for a client at a time. The library's 128 lost most of a burst of 1,000; room
 /// costs nothing while it is empty.
@@ -55,33 +59,42 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
             post(post_message::post).route_layer(may(Action::PostMessage)),
         )
         .route("/openapi.json", get(openapi::document))
+        .route("/asyncapi.json", get(openapi::events))
         .route("/docs", get(openapi::page))
+        .route("/", get(try_page::visitor))
+        .route("/agent", get(try_page::agent))
+        .route("/page/{file}", get(try_page::file))
         .layer(DefaultBodyLimit::max(gateway.config.max_payload_bytes))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(from_fn(etag::name))
         .with_state(Arc::clone(gateway));
-    // As Express: a trailing slash makes no difference. It must go before a route is chosen.
+    let rest = from_fn_with_state(Arc::clone(gateway), rate_limits::limit_reads).layer(rest);
+    // As Express: a trailing slash makes no difference. It must go before a route is chosen, and before it is
+    // looked what is asked for.
     let rest = NormalizePathLayer::trim_trailing_slash().layer(rest);
-    let rest = from_fn_with_state(Arc::clone(gateway), read_limit::limit).layer(rest);
     let (layer, io) = socket_io(&gateway.config);
     events::register(&io, gateway);
+    let files = from_fn_with_state(gateway.config.client_files.clone(), client_files::serve);
     let admit = from_fn_with_state(Arc::clone(gateway), handshake::admit);
+    let limit = from_fn_with_state(Arc::clone(gateway), rate_limits::limit_requests);
     let router = Router::new()
         .fallback_service(rest)
         .layer(layer)
         .layer(admit)
-        .layer(cors(&gateway.config.cors_origins));
+        .layer(files)
+        .layer(cors(&gateway.config))
+        .layer(limit);
     (router, io)
 }
 
 /// What is served while the gateway waits for what it needs.
-pub fn starting(origins: &Origins) -> Router {
+pub fn starting(config: &Config) -> Router {
     let starting = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "starting: try again");
     Router::new()
         .route("/health", get(health))
         .fallback(move || async move { starting() })
-        .layer(cors(origins))
+        .layer(cors(config))
 }
 
 /// Answers while the process lives.
@@ -97,22 +110,26 @@ fn socket_io(config: &Config) -> (socketioxide::layer::SocketIoLayer, SocketIo) 
         .ws_max_message_size(config.max_payload_bytes)
         .ws_max_frame_size(config.max_payload_bytes)
         .ws_read_buffer_size(READ_BUFFER_BYTES)
-        // The contract is text only: an event with attachments is taken so far that it can be told so.
+        // The contract is text only: an event with a few attachments is taken so far that it can be told so.
         .with_parser(
             ParserConfig::common()
                 .max_incoming_binaries(ATTACHMENTS_MAX)
-                .max_incoming_binary_buf_size(config.max_payload_bytes),
+                .max_incoming_binary_buf_size(ATTACHED_BYTES_MAX),
         )
         .build_layer()
 }
 
-fn cors(origins: &Origins) -> CorsLayer {
-    let origin = match origins {
+fn cors(config: &Config) -> CorsLayer {
+    let origin = match &config.cors_origins {
         Origins::Any => AllowOrigin::any(),
-        Origins::List(list) => AllowOrigin::list(list.clone()),
+        list @ Origins::List(_) => {
+            let list = list.clone();
+            AllowOrigin::predicate(move |origin, _| list.name(origin))
+        }
     };
     CorsLayer::new()
         .allow_origin(origin)
+        .allow_credentials(config.cors_credentials)
         .allow_methods([
             Method::GET,
             Method::HEAD,

@@ -11,6 +11,7 @@ use shared::presence::AiMode;
 use shared::subjects;
 
 use crate::delivery::inboxes::Inboxes;
+use crate::emitted::Emitted;
 use crate::error::ClientError;
 
 /// Longest wait for NATS to take it.
@@ -45,7 +46,7 @@ pub async fn listen(inboxes: Arc<Inboxes>, client: Client, stop: Stop) -> anyhow
     let mut switched = client.subscribe(subjects::AI_MODE).await?;
     while let Some(Some(message)) = stop.run_until_cancelled(switched.next()).await {
         match serde_json::from_slice::<AiMode>(&message.payload) {
-            Ok(mode) => inboxes.emit("ai-mode-changed", &mode),
+            Ok(mode) => inboxes.emit(Emitted::AiModeChanged, &mode),
             Err(error) => tracing::warn!(%error, "a switch of an AI cannot be read"),
         }
     }

@@ -7,12 +7,12 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use shared::message::Sender;
 use shared::timestamp::Timestamp;
-use time::PrimitiveDateTime;
 
 use crate::db::rows::{LAST_CHARS, ListedSession};
 
 /// Characters of a session's id by which people tell visitors apart.
 const USER_CHARS: usize = 8;
+const SECONDS_OF_400_YEARS: i64 = 146_097 * 24 * 60 * 60;
 
 /// The time zone of the agents.
 #[derive(Debug, Clone)]
@@ -29,8 +29,16 @@ impl FromStr for Zone {
 
 impl Zone {
     /// As `toLocaleTimeString([], {hour: "2-digit", minute: "2-digit"})` writes it in English.
-    fn clock(&self, utc: PrimitiveDateTime) -> String {
-        let time = jiff::Timestamp::from_second(utc.assume_utc().unix_timestamp());
+    fn clock(&self, utc: Timestamp) -> String {
+        let seconds = utc.written_millis().div_euclid(1_000);
+        // Calendars, and the rules of zones in the future, repeat themselves: the table ends with the year 9999.
+        let last = jiff::Timestamp::MAX.as_second() - SECONDS_OF_400_YEARS;
+        let seconds = if seconds > last {
+            last + (seconds - last).rem_euclid(SECONDS_OF_400_YEARS)
+        } else {
+            seconds
+        };
+        let time = jiff::Timestamp::from_second(seconds);
         let clock = |time: jiff::Timestamp| time.to_zoned(self.0.clone()).strftime("%I:%M %p");
         time.map(|time| clock(time).to_string()).unwrap_or_default()
     }
@@ -59,8 +67,8 @@ impl<'a> Entry<'a> {
             last_message: last_message(session),
             timestamp: zone.clock(session.last_at.unwrap_or(session.created_at)),
             is_active,
-            created_at: Timestamp::from_column(session.created_at),
-            last_message_at: session.last_at.map(Timestamp::from_column),
+            created_at: session.created_at,
+            last_message_at: session.last_at,
         }
     }
 }
@@ -85,10 +93,10 @@ mod tests {
         ListedSession {
             id: "cm4abc123".into(),
             session_id: "550e8400-e29b-41d4-a716-446655440000".into(),
-            created_at: datetime!(2024-12-13 09:41:05.999),
+            created_at: Timestamp::truncate(datetime!(2024-12-13 09:41:05.999 UTC)),
             last_sender: last.map(|(sender, _)| sender.into()),
             last_content: last.map(|(_, content)| content.into()),
-            last_at: last.map(|_| datetime!(2024-12-13 22:05:00)),
+            last_at: last.map(|_| Timestamp::truncate(datetime!(2024-12-13 22:05:00 UTC))),
         }
     }
 
@@ -109,6 +117,16 @@ mod tests {
         assert!(json(&session, "UTC").contains(r#""timestamp":"10:05 PM""#));
         assert!(json(&session, "Asia/Kolkata").contains(r#""timestamp":"03:35 AM""#));
         assert!(json(&session, "UTC").contains(r#""lastMessageAt":"2024-12-13T22:05:00.000Z""#));
+        let far = |millis| Timestamp::from_unix_millis(millis).unwrap();
+        // Summer time of 2024, and 400 years later, and many times 400.
+        let zone: Zone = "Europe/Berlin".parse().unwrap();
+        let july = 1_719_835_200_000;
+        for eras in [0, 1, 2, 19, 20, 600] {
+            assert_eq!(zone.clock(far(july + eras * SECONDS_OF_400_YEARS * 1_000)), "02:00 PM");
+        }
+        let utc: Zone = "UTC".parse().unwrap();
+        assert_eq!(utc.clock(Timestamp::INFINITY), "12:00 AM");
+        assert_eq!(utc.clock(Timestamp::MINUS_INFINITY), "12:00 AM");
         assert!("Mars/Olympus".parse::<Zone>().is_err());
     }
 

@@ -16,13 +16,10 @@ use tokio::time::Instant;
 use crate::db::history::History;
 use crate::db::rows::{Cursor, ListedSession};
 use crate::delivery::inboxes::Inboxes;
+use crate::emitted::Emitted;
 use crate::inbox::entry::{Entry, Zone};
 use crate::presence::active::Presence;
 
-/// The event that carries the active sessions.
-pub const SESSIONS_LIST: &str = "sessions-list";
-/// The event that carries active and older sessions.
-pub const ALL_SESSIONS_LIST: &str = "all-sessions-list";
 /// Most sessions in `sessions-list`, and of one look into the database.
 const ACTIVE_MAX: usize = 500;
 /// Most active sessions in `all-sessions-list`: 2.5 MB of JSON, more than any page shows.
@@ -131,7 +128,7 @@ impl ListMaker {
                 () = tokio::time::sleep_until(due.unwrap_or(earliest)), if due.is_some() => {
                     earliest = match self.list(&Wanted::Active).await {
                         Some(list) => {
-                            inboxes.give(SESSIONS_LIST, &list.sessions, list.revision);
+                            inboxes.give(Emitted::SessionsList, &list.sessions, list.revision);
                             Instant::now() + SHARE
                         }
                         None => Instant::now() + RETRY,

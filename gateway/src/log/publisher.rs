@@ -9,12 +9,12 @@ use async_nats::jetstream::context::{
     ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind,
 };
 use async_nats::jetstream::{self, ErrorCode};
+use bytes::Bytes;
 use shared::announcement;
 use shared::ids::SessionId;
-use shared::partition::PartitionCount;
-use shared::record::Record;
+use shared::partition::{Partition, PartitionCount};
 use shared::subjects;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::error::{ClientError, ErrorCode as Code};
@@ -29,12 +29,21 @@ const IN_FLIGHT_MAX: u32 = 4_096;
 const WAITING_MAX: usize = 16_384;
 
 pub struct Publisher {
+    /// What is told to other gateways.
     client: Client,
-    jetstream: jetstream::Context,
+    /// While there is a connection, and nothing stands before what is new.
+    open: watch::Sender<Option<PublishConnection>>,
     partitions: PartitionCount,
     permits: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     health: LogHealth,
+}
+
+/// A connection of its own for what is published: see [`crate::log::guard`]. Cheap to clone.
+#[derive(Clone)]
+pub struct PublishConnection {
+    client: Client,
+    jetstream: jetstream::Context,
 }
 
 /// A request that is on its way to the log.
@@ -52,21 +61,27 @@ pub struct SendPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit
 struct PublishPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 impl Publisher {
-    /// Publishes over this connection, and notes what the log takes.
+    /// Publishes once it is opened, and notes what the log takes; tells other gateways over `client`.
     pub fn new(client: Client, partitions: PartitionCount, health: LogHealth) -> Self {
-        let jetstream = ContextBuilder::new()
-            .timeout(ANSWER_TIMEOUT)
-            // Ours bounds it first; the library's would block without a word.
-            .max_ack_inflight(2 * IN_FLIGHT_MAX as usize)
-            .build(client.clone());
         Self {
             client,
-            jetstream,
+            open: watch::Sender::new(None),
             partitions,
             permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize)),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             health,
         }
+    }
+
+    /// From now on requests are published over this connection; without one they are refused.
+    pub fn open(&self, connection: Option<PublishConnection>) {
+        self.open.send_replace(connection);
+    }
+
+    /// Resolves once requests are published.
+    pub async fn is_open(&self) {
+        // It cannot fail: what would be told of the end is held here.
+        self.open.subscribe().wait_for(Option::is_some).await.ok();
     }
 
     /// Tells all gateways, this one too, that the end of a session is in the log.
@@ -87,24 +102,23 @@ impl Publisher {
         Arc::clone(&self.waiting).try_acquire_owned().map(SendPermit).ok()
     }
 
-    /// Puts a request on its way. Requests get into the log in the order of these calls.
+    /// Puts the bytes of a request on their way. Requests get into the log in the order of these calls.
     pub async fn publish(
         &self,
         session: SessionId,
-        request: &Record,
+        payload: Bytes,
         deadline: Instant,
     ) -> Result<PendingPublish, ClientError> {
-        // Without a connection the library would queue it, and store it some time later.
-        if self.client.connection_state() != State::Connected {
+        // Without a connection the library would queue it.
+        let connection = self.open.borrow().clone().filter(PublishConnection::is_up);
+        let Some(connection) = connection else {
             return Err(ClientError::unavailable());
-        }
-        let payload = request.encode().map_err(|_| ClientError::unavailable())?;
-        let subject = subjects::request(self.partitions.partition_of(session), session);
+        };
+        let partition = self.partitions.partition_of(session);
         let sent = async {
             let permit = Arc::clone(&self.permits).acquire_owned().await;
             let permit = PublishPermit::new(permit.map_err(|_| ClientError::unavailable())?);
-            let ack = self.jetstream.publish(subject, payload.into()).await;
-            let ack = ack.map_err(|error| client_error(&error))?;
+            let ack = connection.put(partition, session, payload).await?;
             let health = self.health.clone();
             Ok(PendingPublish { ack, deadline, health, _permit: permit })
         };
@@ -112,6 +126,36 @@ impl Publisher {
         tokio::time::timeout_at(deadline, sent)
             .await
             .unwrap_or_else(|_| Err(ClientError::overloaded()))
+    }
+}
+
+impl PublishConnection {
+    pub fn new(client: Client) -> Self {
+        let jetstream = ContextBuilder::new()
+            .timeout(ANSWER_TIMEOUT)
+            // Ours bounds it first; the library's would block without a word.
+            .max_ack_inflight(2 * IN_FLIGHT_MAX as usize)
+            .build(client.clone());
+        Self { client, jetstream }
+    }
+
+    pub fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
+    fn is_up(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Puts the bytes of a request on their way.
+    pub async fn put(
+        &self,
+        partition: Partition,
+        session: SessionId,
+        payload: Bytes,
+    ) -> Result<PublishAckFuture, ClientError> {
+        let subject = subjects::request(partition, session);
+        self.jetstream.publish(subject, payload).await.map_err(|error| client_error(&error))
     }
 }
 

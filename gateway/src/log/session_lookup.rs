@@ -3,6 +3,7 @@
 //! was erased. A record that cannot be read says nothing: it brings no session to life, and hides none.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -12,6 +13,7 @@ use shared::log::Log;
 use shared::partition::PartitionCount;
 use shared::record::Record;
 use shared::subjects;
+use tokio::time::Instant;
 
 use crate::db::history::History;
 use crate::db::rows::Storage;
@@ -31,12 +33,26 @@ const OBJECTION_TIMEOUT: Duration = Duration::from_millis(250);
 /// what cannot be read.
 const LOOKED_AT_MAX: usize = 256;
 
+/// How long after it came back the log may still lack what it lost: gateways that took it find out and publish it
+/// again.
+const WHOLE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Whether what is not in the log is nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Completeness {
+    Whole,
+    /// It is away, or was just now, and may have lost something meanwhile.
+    Doubtful,
+    DoubtfulUntil(Instant),
+}
+
 /// Looks sessions up and remembers those that exist.
 pub struct SessionLookup {
     remembered: Cache<SessionId, ()>,
     ended: Cache<SessionId, ()>,
     /// Counts what was forgotten: an answer from before may be out of date.
     forgotten: AtomicU64,
+    completeness: Mutex<Completeness>,
     history: History,
     log: Log,
     partitions: PartitionCount,
@@ -66,7 +82,38 @@ impl SessionLookup {
     pub fn new(history: History, log: Log, partitions: PartitionCount) -> Self {
         let remembered = Cache::new(REMEMBERED);
         let ended = Cache::builder().max_capacity(REMEMBERED).time_to_live(ENDED_FOR).build();
-        Self { remembered, ended, forgotten: AtomicU64::new(0), history, log, partitions }
+        let completeness = Mutex::new(Completeness::Whole);
+        Self {
+            remembered,
+            ended,
+            forgotten: AtomicU64::new(0),
+            completeness,
+            history,
+            log,
+            partitions,
+        }
+    }
+
+    /// The log is away, or another one. Until it [came back](Self::log_is_back) nothing is surely not in it.
+    pub fn log_is_away(&self) {
+        self.note(Completeness::Doubtful);
+    }
+
+    /// Requests are published again, and soon those that the log lost are too.
+    pub fn log_is_back(&self) {
+        self.note(Completeness::DoubtfulUntil(Instant::now() + WHOLE_WITHIN));
+    }
+
+    fn note(&self, completeness: Completeness) {
+        *self.completeness.lock().unwrap_or_else(PoisonError::into_inner) = completeness;
+    }
+
+    fn is_log_whole(&self) -> bool {
+        match *self.completeness.lock().unwrap_or_else(PoisonError::into_inner) {
+            Completeness::Whole => true,
+            Completeness::Doubtful => false,
+            Completeness::DoubtfulUntil(until) => until <= Instant::now(),
+        }
     }
 
     /// Remembers a session that surely exists.
@@ -136,7 +183,10 @@ impl SessionLookup {
 
     async fn in_log(&self, session: SessionId) -> Found {
         let found = tokio::time::timeout(LOOKUP_TIMEOUT, self.told_by_log(session)).await;
-        found.ok().flatten().unwrap_or(Found::NoAnswer)
+        match found.ok().flatten() {
+            Some(Found::Nothing) if !self.is_log_whole() => Found::NoAnswer,
+            found => found.unwrap_or(Found::NoAnswer),
+        }
     }
 
     /// What the last record says that says anything; `None` if the log does not answer, or cannot be read as far

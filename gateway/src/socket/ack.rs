@@ -2,10 +2,12 @@
 
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
+use shared::ids::MessageId;
 use socketioxide::extract::{AckSender, SocketRef};
 use socketioxide::{SendError, SocketError};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::emitted::Emitted;
 use crate::error::ClientError;
 use crate::metrics::METRICS;
 use crate::transport::backlog;
@@ -17,8 +19,33 @@ pub struct Ack {
     /// Whether the client waits for it.
     pub wanted: bool,
     sender: AckSender,
+    /// Where it does not: what a refusal is told with.
+    told: Option<Box<Told>>,
     _under_way: TaskTrackerToken,
 }
+
+/// What a client knows its own event by.
+struct Told {
+    event: &'static str,
+    session_id: Option<String>,
+}
+
+/// The event that tells of a refusal that nobody waits for an ack to.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageError<'a> {
+    pub event: &'a str,
+    pub session_id: Option<&'a str>,
+    pub client_offset: Option<&'a str>,
+    /// Of a message that was acked as accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a MessageId>,
+    pub error: &'a ClientError,
+}
+
+/// Of a socket that was refused an event without an ack, and had a line in the logs for it.
+#[derive(Clone)]
+struct IsLogged;
 
 /// An ack that is only an error.
 #[derive(Serialize)]
@@ -34,7 +61,20 @@ impl Ack {
         sender: AckSender,
         wanted: bool,
     ) -> Self {
-        Self { socket, wanted, sender, _under_way: under_way }
+        Self { socket, wanted, sender, told: None, _under_way: under_way }
+    }
+
+    /// Has a refusal told by an event, should the client wait for no answer.
+    #[must_use]
+    pub fn or_told_of(
+        self,
+        event: &'static str,
+        session_id: impl FnOnce() -> Option<String>,
+    ) -> Self {
+        if self.wanted {
+            return self;
+        }
+        Self { told: Some(Box::new(Told { event, session_id: session_id() })), ..self }
     }
 
     /// Answers, if the client waits for it.
@@ -54,20 +94,56 @@ impl Ack {
     /// The same in the form that an error has for this event. Whatever a socket is refused goes through here
     /// or [`Ack::refuse_by_event`], so that all of it is counted.
     pub fn refuse_with<T: Serialize>(self, error: &ClientError, answer: &T) {
+        if let Some(told) = &self.told {
+            return told.refuse(&self.socket, error);
+        }
         METRICS.refuse(error.code);
         self.send(answer);
     }
 
     /// Emits an error as an event of its own: where no answer is waited for.
-    pub fn refuse_by_event<T: Serialize>(self, error: &ClientError, event: &str, data: &T) {
-        METRICS.refuse(error.code);
-        self.emit(event, data);
+    pub fn refuse_by_event<T: Serialize>(self, error: &ClientError, event: Emitted, data: &T) {
+        refuse_by_event(&self.socket, error, event, data);
     }
 
     /// Emits an event to the client alone.
-    pub fn emit<T: Serialize + ?Sized>(&self, event: &str, data: &T) {
-        give(&self.socket, data, |json| self.socket.emit(event, json));
+    pub fn emit<T: Serialize + ?Sized>(&self, event: Emitted, data: &T) {
+        give(&self.socket, data, |json| self.socket.emit(event.as_str(), json));
     }
+}
+
+impl Told {
+    fn refuse(&self, socket: &SocketRef, error: &ClientError) {
+        // One line, or whoever likes would fill the logs.
+        if socket.extensions.get::<IsLogged>().is_none() {
+            socket.extensions.insert(IsLogged);
+            tracing::info!(
+                socket = %socket.id,
+                event = self.event,
+                code = error.code.as_str(),
+                "an event without an ack is refused, and message_error says so; it is not logged again for this socket"
+            );
+        }
+        let data = MessageError {
+            event: self.event,
+            session_id: self.session_id.as_deref(),
+            client_offset: None,
+            id: None,
+            error,
+        };
+        refuse_by_event(socket, error, Emitted::MessageError, &data);
+    }
+}
+
+/// Emits an error to a client that waits for no answer, or has it.
+pub fn refuse_by_event<T: Serialize>(
+    socket: &SocketRef,
+    error: &ClientError,
+    event: Emitted,
+    data: &T,
+) {
+    METRICS.refuse(error.code);
+    give(socket, data, |json| socket.emit(event.as_str(), json));
 }
 
 /// Gives a client something. One that cannot take it must come back, or it would wait for it.

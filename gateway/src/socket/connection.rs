@@ -1,6 +1,8 @@
 //! One client's connection: its two lanes, and the rooms it is in.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use shared::ids::SessionId;
 use socketioxide::extract::SocketRef;
@@ -13,8 +15,9 @@ use crate::delivery::rooms::Rooms;
 use crate::error::ClientError;
 use crate::metrics::METRICS;
 use crate::socket::lane::Lane;
+use crate::socket::line::Line;
 use crate::transport::backlog::Backlog;
-use crate::transport::disconnect::{self, disconnect};
+use crate::transport::disconnect::disconnect;
 
 /// Sends that wait at a time: twice what the busiest honest client was seen to emit at once.
 const SENDS_MAX: usize = 4_096;
@@ -24,6 +27,9 @@ const SEND_BYTES_MAX: usize = 4 * 1024 * 1024;
 const READS_MAX: usize = 64;
 /// Bytes of the joins and reads that wait.
 const READ_BYTES_MAX: usize = 256 * 1024;
+
+/// Time to hear that the token ended, and to end the connection.
+const FAREWELL_TIME: Duration = Duration::from_secs(10);
 
 /// What the gateway keeps of a connected socket.
 pub struct Connection {
@@ -36,6 +42,8 @@ pub struct Connection {
     pub reads: Arc<Lane>,
     /// What waits for the socket.
     pub backlog: Arc<Backlog>,
+    /// For what follows an ack.
+    pub line: Arc<Line>,
     joined: Mutex<Joined>,
 }
 
@@ -56,14 +64,21 @@ struct Room {
 
 impl Connection {
     /// A connection that is in no room yet.
-    pub fn new(gateway: Arc<Gateway>, caller: Caller, backlog: Arc<Backlog>) -> Self {
+    pub fn new(
+        gateway: Arc<Gateway>,
+        caller: Caller,
+        network: Option<IpAddr>,
+        backlog: Arc<Backlog>,
+    ) -> Self {
         METRICS.sockets.inc();
+        let kept = || gateway.incoming.of(network);
         Self {
+            sends: Arc::new(Lane::new(SENDS_MAX, SEND_BYTES_MAX, kept())),
+            reads: Arc::new(Lane::new(READS_MAX, READ_BYTES_MAX, kept())),
             gateway,
             caller,
-            sends: Arc::new(Lane::new(SENDS_MAX, SEND_BYTES_MAX)),
-            reads: Arc::new(Lane::new(READS_MAX, READ_BYTES_MAX)),
             backlog,
+            line: Arc::default(),
             joined: Mutex::default(),
         }
     }
@@ -119,16 +134,22 @@ impl Connection {
     }
 
     /// Ends the connection when the token does: it is in no room then, and told that the server
-    /// ended it, which keeps the client from coming back with the same token.
+    /// ended it, which keeps the client from coming back with the same token. One that does not end it by itself,
+    /// and could go on having what waits for it kept, is ended.
     pub fn end_with_token(connection: &Arc<Self>, socket: &SocketRef) -> Option<AbortHandle> {
         let left = connection.caller.expires_at? - OffsetDateTime::now_utc();
         let (connection, socket) = (Arc::clone(connection), socket.clone());
         let end = async move {
             tokio::time::sleep(left.try_into().unwrap_or_default()).await;
             connection.close(&socket);
-            if socket.clone().disconnect().is_err() {
+            let told = socket.clone().disconnect();
+            // Being told ends this task.
+            tokio::spawn(async move {
+                if told.is_ok() {
+                    tokio::time::sleep(FAREWELL_TIME).await;
+                }
                 disconnect(&socket);
-            }
+            });
         };
         Some(tokio::spawn(end).abort_handle())
     }
@@ -178,7 +199,7 @@ impl Connection {
             self.end_visit(&room);
             self.gateway.rooms.leave(room.session, socket);
         }
-        disconnect::forget(socket);
+        self.line.close();
         self.gateway.backlogs.remove(socket);
     }
 

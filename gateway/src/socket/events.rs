@@ -7,6 +7,7 @@ use shared::message::Sender;
 use socketioxide::SocketIo;
 use socketioxide::extract::{AckSender, SocketRef, TryData};
 use socketioxide::handler::ConnectHandler;
+use socketioxide::socket::DisconnectReason;
 
 use crate::access::client_address;
 use crate::access::limits::{self, Excess, SocketSlot};
@@ -42,9 +43,9 @@ fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
     tracing::debug!(socket = %socket.id, "client connected");
     let caller = handshake::caller_of(socket, gateway);
     let network = client_address::address(socket.req_parts()).map(limits::network);
-    let backlog = gateway.backlogs.add(socket, network);
-    disconnect::follow(socket, &backlog);
-    let connection = Arc::new(Connection::new(Arc::clone(gateway), caller, backlog));
+    let backlog = disconnect::backlog_of(socket, || gateway.backlogs.begin(network));
+    gateway.backlogs.add(socket, network, &backlog);
+    let connection = Arc::new(Connection::new(Arc::clone(gateway), caller, network, backlog));
     let expiry = Connection::end_with_token(&connection, socket);
     let leaving = Arc::clone(&connection);
     socket.on_fallback(move |socket: SocketRef, event: RawEvent, sender: AckSender| {
@@ -53,8 +54,12 @@ fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
         dispatch(&connection, &event, ack);
         ready(())
     });
-    socket.on_disconnect(move |socket: SocketRef| {
+    socket.on_disconnect(move |socket: SocketRef, reason: DisconnectReason| {
         tracing::debug!(socket = %socket.id, "client disconnected");
+        // Who leaves the namespace and keeps its connection must not leave behind what waits for it.
+        if matches!(reason, DisconnectReason::ClientNSDisconnect) && leaving.backlog.waiting() > 0 {
+            disconnect(&socket);
+        }
         leaving.close(&socket);
         if let Some(expiry) = &expiry {
             expiry.abort();
@@ -63,8 +68,24 @@ fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
     });
 }
 
+/// Events whose refusal is told by `message_error` where no ack is waited for; sends tell of theirs themselves.
+const TOLD: [&str; 8] = [
+    "init_session",
+    "admin-connect",
+    "get-sessions",
+    "get-all-sessions",
+    "get-messages",
+    "admin-join-session",
+    "admin-leave-session",
+    "toggle-ai-mode",
+];
+
 fn dispatch(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
     let name = event.name();
+    let ack = match TOLD.into_iter().find(|told| *told == name) {
+        Some(told) => ack.or_told_of(told, || event.session_id()),
+        None => ack,
+    };
     match handshake::slot_of(&ack.socket).map_or(Ok(()), SocketSlot::event) {
         Ok(()) => {}
         Err(Excess::Refused(error)) => return refuse(&name, event, ack, &error),

@@ -13,8 +13,10 @@ use shared::timestamp::Timestamp;
 
 use crate::access::rights::Action;
 use crate::db::rows::{Cursor, StoredMessage};
+use crate::emitted::Emitted;
 use crate::error::{ClientError, ErrorCode};
-use crate::inbox::lists::{self, NEWEST, NoList, Wanted};
+use crate::fields::{Field, Fields, Kind};
+use crate::inbox::lists::{NEWEST, NoList, Wanted};
 use crate::log::session_lookup::Existence;
 use crate::socket::ack::Ack;
 use crate::socket::connection::Connection;
@@ -32,12 +34,33 @@ struct Page {
     cursor: Option<String>,
 }
 
+impl Fields for Page {
+    const FIELDS: &'static [Field] =
+        &[Field::optional("limit", Kind::Number(PAGE_MAX)), Field::optional("cursor", Kind::Text)];
+}
+
 /// What most of these events name.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Named {
     session_id: String,
+}
+
+impl Fields for Named {
+    const FIELDS: &'static [Field] = &[Field::required("sessionId", Kind::Text)];
+}
+
+/// `get-messages`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Read {
+    session_id: String,
     before: Option<String>,
+}
+
+impl Fields for Read {
+    const FIELDS: &'static [Field] =
+        &[Field::required("sessionId", Kind::Text), Field::optional("before", Kind::Text)];
 }
 
 /// `toggle-ai-mode`.
@@ -46,6 +69,11 @@ struct Named {
 struct Switch {
     session_id: String,
     enabled: bool,
+}
+
+impl Fields for Switch {
+    const FIELDS: &'static [Field] =
+        &[Field::required("sessionId", Kind::Text), Field::required("enabled", Kind::Flag)];
 }
 
 /// The session that the socket is in, or not any more.
@@ -130,8 +158,8 @@ pub fn on_get_all_sessions(connection: &Arc<Connection>, event: &RawEvent, ack: 
 
 /// `get-messages`: gives the newest messages of a session, or those before one of them.
 pub fn on_get_messages(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
-    let named = named(connection, event, Action::ReadSession);
-    match named.and_then(|named| Ok((parse(&named.session_id)?, named.before))) {
+    let read = optional::<Read>(connection, event, Action::ReadSession).and_then(named);
+    match read.and_then(|read| Ok((parse(&read.session_id)?, read.before))) {
         Ok((session, before)) => {
             push(connection, event, ack, Task::Messages { session, before });
         }
@@ -141,7 +169,7 @@ pub fn on_get_messages(connection: &Arc<Connection>, event: &RawEvent, ack: Ack)
 
 /// `admin-join-session`: the room is joined at once, what the agent sends next must find it there.
 pub fn on_join(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
-    let named = named(connection, event, Action::JoinSession);
+    let named = optional::<Named>(connection, event, Action::JoinSession).and_then(named);
     let session = named.and_then(|named| parse(&named.session_id));
     match session.and_then(|session| connection.room(Some(session)).map(|()| session)) {
         Ok(session) => {
@@ -154,7 +182,7 @@ pub fn on_join(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
 
 /// `admin-leave-session`.
 pub fn on_leave(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
-    let named = named(connection, event, Action::JoinSession);
+    let named = optional::<Named>(connection, event, Action::JoinSession).and_then(named);
     match named.and_then(|named| parse(&named.session_id)) {
         Ok(session_id) => {
             connection.leave(session_id, &ack.socket);
@@ -178,18 +206,17 @@ pub fn on_toggle_ai_mode(connection: &Arc<Connection>, event: &RawEvent, ack: Ac
     }
 }
 
-fn optional<T: DeserializeOwned>(
+fn optional<T: DeserializeOwned + Fields>(
     connection: &Connection,
     event: &RawEvent,
     action: Action,
 ) -> Result<Option<T>, ClientError> {
     connection.caller.may(action)?;
-    event.object().map_err(|error| invalid(error.to_string()))
+    event.object()
 }
 
-fn named(connection: &Connection, event: &RawEvent, action: Action) -> Result<Named, ClientError> {
-    optional(connection, event, action)?
-        .ok_or_else(|| invalid("an object with sessionId is missing"))
+fn named<T>(object: Option<T>) -> Result<T, ClientError> {
+    object.ok_or_else(|| invalid("an object with sessionId is missing"))
 }
 
 fn parse(session: &str) -> Result<SessionId, ClientError> {
@@ -199,7 +226,7 @@ fn parse(session: &str) -> Result<SessionId, ClientError> {
 fn check_limit(limit: u16) -> Result<u16, ClientError> {
     match limit {
         1..=PAGE_MAX => Ok(limit),
-        _ => Err(invalid(format!("limit must be from 1 to {PAGE_MAX}"))),
+        _ => Err(invalid(format!("limit must be {}", Kind::Number(PAGE_MAX)))),
     }
 }
 
@@ -256,8 +283,8 @@ impl Waiting {
 /// Gives a list: as an event, and in the ack.
 async fn list(connection: &Connection, wanted: Wanted, ack: Ack) {
     let (event, is_kept_up) = match wanted {
-        Wanted::Active => (lists::SESSIONS_LIST, true),
-        Wanted::All | Wanted::Page { .. } => (lists::ALL_SESSIONS_LIST, false),
+        Wanted::Active => (Emitted::SessionsList, true),
+        Wanted::All | Wanted::Page { .. } => (Emitted::AllSessionsList, false),
     };
     match connection.gateway.lists.list(wanted).await {
         Ok(list) => {
@@ -303,7 +330,7 @@ async fn messages(connection: &Connection, ack: Ack, session: SessionId, before:
 
 fn give(ack: Ack, messages: &[StoredMessage]) {
     let messages: Vec<_> = messages.iter().map(HistoryMessage::new).collect();
-    ack.emit("messages-history", &messages);
+    ack.emit(Emitted::MessagesHistory, &messages);
     ack.send(&Messages { messages: &messages });
 }
 

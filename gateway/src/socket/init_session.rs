@@ -1,7 +1,6 @@
 //! `init_session`: opens a session or comes back to one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shared::announcement::Position;
@@ -15,16 +14,15 @@ use crate::access::rights::Action;
 use crate::app::Gateway;
 use crate::db::rows::{CHUNK_BYTES, Snapshot, StoredMessage, fitting};
 use crate::error::ClientError;
-use crate::log::publisher::Publisher;
+use crate::fields::{Field, Fields, Kind, echo, lenient};
+use crate::log::accept_message;
+use crate::log::pending_sends::Key;
 use crate::log::session_lookup::Existence;
 use crate::metrics::METRICS;
 use crate::socket::ack::Ack;
 use crate::socket::connection::Connection;
 use crate::socket::handshake;
-use crate::socket::payload::{RawEvent, echo};
-
-/// Longest wait, after a session is in the log, until it can be read over REST.
-const OPENED_TIMEOUT: Duration = Duration::from_secs(1);
+use crate::socket::payload::{RawEvent, Text};
 
 /// Most messages in the ack of a client that comes back, fewer where they are long; the rest is read over REST.
 const MISSED_MAX: u16 = 500;
@@ -33,8 +31,26 @@ const MISSED_MAX: u16 = 500;
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Payload {
-    session_id: Option<serde_json::Value>,
-    after: Option<serde_json::Value>,
+    session_id: Option<Text>,
+    after: Option<Text>,
+}
+
+impl Fields for Payload {
+    const FIELDS: &'static [Field] =
+        &[Field::optional("sessionId", Kind::Text), Field::optional("after", Kind::Text)];
+}
+
+/// The id of the session and that of the last message as they are given; empty where it was no text.
+fn read(event: &RawEvent) -> (Option<String>, Option<String>) {
+    if let Ok(payload) = event.object::<Payload>() {
+        let Payload { session_id, after } = payload.unwrap_or_default();
+        let after = after.map(|after| after.into_string().unwrap_or_default());
+        return (session_id.and_then(Text::into_string), after);
+    }
+    // One field that cannot be read makes none of the others nothing.
+    let json = event.argument().unwrap_or_default();
+    let after = lenient(json, "after").map(Option::unwrap_or_default);
+    (lenient(json, "sessionId").flatten(), after)
 }
 
 /// The session that the socket is in now.
@@ -50,9 +66,8 @@ struct Joined<'a> {
 
 /// Answers an `init_session` that is not taken.
 pub fn refuse(event: &RawEvent, ack: Ack, error: &ClientError) {
-    let payload: Payload = event.object().ok().flatten().unwrap_or_default();
-    let given = payload.session_id.as_ref().and_then(serde_json::Value::as_str);
-    NotJoined { session_id: given, error }.tell(ack);
+    let (given, _) = read(event);
+    NotJoined { session_id: given.as_deref(), error }.tell(ack);
 }
 
 /// The session could not be opened; the client keeps the id it gave.
@@ -95,8 +110,7 @@ struct Missed {
 /// The room is joined at once: what the client sends next must find it there. An id that turns out
 /// to be unknown names a room in which nothing is ever said.
 pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
-    let payload: Payload = event.object().ok().flatten().unwrap_or_default();
-    let given = payload.session_id.and_then(|id| id.as_str().map(str::to_owned));
+    let (given, after) = read(event);
     if let Err(error) = connection.caller.may(Action::InitSession) {
         return NotJoined { session_id: given.as_deref(), error: &error }.tell(ack);
     }
@@ -108,7 +122,6 @@ pub fn on_init_session(connection: &Arc<Connection>, event: &RawEvent, ack: Ack)
     if let Err(error) = connection.room(session) {
         return NotJoined { session_id: given.as_deref(), error: &error }.tell(ack);
     }
-    let after = payload.after.map(|after| after.as_str().unwrap_or_default().to_owned());
     if let Some(session) = session {
         match after {
             Some(_) => connection.join_held(session, &ack.socket),
@@ -157,7 +170,7 @@ impl Waiting {
                 gateway.lookup.remember(session);
                 METRICS.sessions_opened.inc();
                 self.connection.visit(session);
-                tokio::time::timeout(OPENED_TIMEOUT, stored).await.ok();
+                tokio::time::timeout(gateway.config.acks.stored_wait, stored).await.ok();
                 gateway.stored_sessions.forget(session);
                 self.joined(session, false);
             }
@@ -176,13 +189,9 @@ impl Waiting {
             ip: client_address::address(handshake).map(|address| address.to_string()),
             user_agent: client_address::user_agent(handshake),
         };
-        let publisher = &self.connection.gateway.publisher;
-        publisher
-            .publish(session, &Record::Session(new), Publisher::deadline())
-            .await?
-            .accepted()
-            .await
-            .map(drop)
+        let way = self.connection.gateway.way_of_sends();
+        let opening = Record::Session(new);
+        accept_message::request(way, Key::Opening(session), session, &opening).await.map(drop)
     }
 
     /// Gives the socket what it missed; what was said meanwhile follows behind.

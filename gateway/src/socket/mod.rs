@@ -7,5 +7,6 @@ pub mod handshake;
 pub mod inbox_events;
 pub mod init_session;
 pub mod lane;
+pub mod line;
 pub mod payload;
 pub mod send_message;

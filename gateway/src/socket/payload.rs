@@ -5,20 +5,15 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor, value};
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use socketioxide::adapter::LocalAdapter;
 use socketioxide::handler::FromMessageParts;
 use socketioxide::socket::Socket;
 use socketioxide_core::Value;
 
-/// Most characters of a client's own words that come back in an error.
-const ECHO_CHARS_MAX: usize = 256;
-
-/// What of a client's own words comes back in an error: enough to know them by. They may be a megabyte that nobody
-/// could use, and would wait for the client once more.
-pub fn echo(words: &str) -> &str {
-    words.char_indices().nth(ECHO_CHARS_MAX).map_or(words, |(end, _)| &words[..end])
-}
+use crate::error::{ClientError, ErrorCode};
+use crate::fields::{self, Fields, Object};
 
 /// An event as it came: the JSON array of its name and its arguments.
 ///
@@ -75,9 +70,93 @@ impl RawEvent {
     }
 
     /// The first argument, which must be an object; `None` if it is missing or null.
-    pub fn object<T: DeserializeOwned>(&self) -> Result<Option<T>, serde_json::Error> {
-        let Second(object) = serde_json::from_str::<Second<Option<Object<T>>>>(self.text())?;
-        Ok(object.flatten().map(|Object(object)| object))
+    pub fn object<T: DeserializeOwned + Fields>(&self) -> Result<Option<T>, ClientError> {
+        match serde_json::from_str::<Second<Option<Object<T>>>>(self.text()) {
+            Ok(Second(object)) => Ok(object.flatten().map(|Object(object)| object)),
+            Err(_) => Err(ClientError::new(ErrorCode::InvalidPayload, self.mistake(T::FIELDS))),
+        }
+    }
+
+    fn mistake(&self, fields: &[fields::Field]) -> String {
+        match self.argument() {
+            Some(json) => fields::mistake("the payload", json, fields),
+            None => "the event is not JSON".to_owned(),
+        }
+    }
+
+    /// The session that it names, as far as that can be read.
+    pub fn session_id(&self) -> Option<String> {
+        let [session_id] = fields::echoes(self.argument()?, ["sessionId"]);
+        session_id
+    }
+
+    /// The first argument as it is written: what of it can be read is read by [`fields`].
+    pub fn argument(&self) -> Option<&str> {
+        let Second(argument) = serde_json::from_str::<Second<&RawValue>>(self.text()).ok()?;
+        argument.map(RawValue::get)
+    }
+}
+
+/// Bytes of a text of a client that are kept: more than any id has that Postgres could find.
+const TEXT_BYTES_MAX: usize = 16_384;
+
+/// A text, or nothing where something else stands: what a client sends may be anything, and a megabyte of small
+/// values would take a hundred times its size in memory. A text is cut at 16 KiB.
+#[derive(Debug, Default, PartialEq)]
+pub struct Text(Option<String>);
+
+impl Text {
+    pub fn into_string(self) -> Option<String> {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Anything;
+        impl<'de> Visitor<'de> for Anything {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Text, E> {
+                let end = text.floor_char_boundary(TEXT_BYTES_MAX);
+                Ok(Text(Some(text[..end].to_owned())))
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Text, E> {
+                Ok(Text(None))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Text, E> {
+                Ok(Text(None))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Text, E> {
+                Ok(Text(None))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Text, E> {
+                Ok(Text(None))
+            }
+
+            fn visit_unit<E: serde::de::Error>(self) -> Result<Text, E> {
+                Ok(Text(None))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Text, A::Error> {
+                while elements.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Text(None))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Text, A::Error> {
+                while fields.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Text(None))
+            }
+        }
+        deserializer.deserialize_any(Anything)
     }
 }
 
@@ -128,34 +207,18 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Second<T> {
     }
 }
 
-/// A JSON object; serde alone would read a struct from an array too.
-pub struct Object<T>(pub T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
-            type Value = Object<T>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Object<T>, A::Error> {
-                T::deserialize(value::MapAccessDeserializer::new(fields)).map(Object)
-            }
-        }
-        deserializer.deserialize_map(Fields(PhantomData))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fields::{Field, Kind};
 
     #[derive(Debug, Deserialize, PartialEq)]
     struct Payload {
         content: String,
+    }
+
+    impl Fields for Payload {
+        const FIELDS: &'static [Field] = &[Field::required("content", Kind::Text)];
     }
 
     fn event(text: &str) -> RawEvent {
@@ -163,11 +226,17 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_is_cut_between_characters_and_short_words_come_back_whole() {
-        assert_eq!([echo(""), echo("ключ")], ["", "ключ"]);
-        for word in ["x", "я", "😀"] {
-            assert_eq!(echo(&word.repeat(256)), word.repeat(256));
-            assert_eq!(echo(&word.repeat(1_000_000)), word.repeat(256));
+    fn a_text_is_read_as_far_as_it_may_go_and_anything_else_is_none() {
+        let text = |json: &str| serde_json::from_str::<Text>(json).unwrap().into_string();
+        assert_eq!(text(r#""Hello \u00e4!""#).as_deref(), Some("Hello ä!"));
+        let long = format!("x{}", "я".repeat(100_000));
+        let read = text(&serde_json::json!(long).to_string()).unwrap();
+        assert!(read.len() == TEXT_BYTES_MAX - 1 && long.starts_with(&read));
+        for other in ["null", "true", "-1", "1", "1.5", "[1,[2]]", r#"{"a":{"b":"c"}}"#] {
+            assert_eq!(text(other), None, "{other}");
+        }
+        for broken in ["[1,", r#"{"a" 1}"#, r#""\ud800""#, "nul"] {
+            assert!(serde_json::from_str::<Text>(broken).is_err(), "{broken}");
         }
     }
 

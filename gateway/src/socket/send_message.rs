@@ -1,21 +1,24 @@
-//! `user_message` and `admin_message`: check, ask the log, ack.
+//! `user_message` and `admin_message`: check, put into the log, ack what becomes of it.
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use shared::content::{ClientOffset, Content};
 use shared::ids::{MessageId, SessionId};
 use shared::message::Sender;
 use shared::record::NewMessage;
-use tokio::time::Instant;
 
 use crate::access::rights::Action;
+use crate::emitted::Emitted;
 use crate::error::{ClientError, ErrorCode};
-use crate::log::accept_message::{self, Accepted};
+use crate::fields::{Field, Fields, Kind, echo, echoes};
+use crate::log::accept_message::{self, Acked, Send};
+use crate::log::pending_sends::{Outcome, Waiter};
 use crate::log::publisher::{Publisher, SendPermit};
-use crate::socket::ack::Ack;
+use crate::socket::ack::{Ack, MessageError};
 use crate::socket::connection::Connection;
-use crate::socket::payload::{RawEvent, echo};
+use crate::socket::line::Line;
+use crate::socket::payload::RawEvent;
 
 /// What a client sends.
 #[derive(Deserialize)]
@@ -26,30 +29,30 @@ struct Payload {
     client_offset: Option<String>,
 }
 
-/// The event that tells of a send that nobody waits for an ack to.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct MessageError<'a> {
-    event: &'a str,
-    session_id: Option<&'a str>,
-    client_offset: Option<&'a str>,
-    error: &'a ClientError,
+impl Fields for Payload {
+    const FIELDS: &'static [Field] = &[
+        Field::required("sessionId", Kind::Text),
+        Field::required("content", Kind::Text),
+        Field::optional("clientOffset", Kind::Text),
+    ];
 }
 
 /// A send that was checked and waits for its turn.
 struct Waiting {
     connection: Arc<Connection>,
-    session: SessionId,
-    message: NewMessage,
-    deadline: Instant,
+    send: Send,
     asked: Asked,
     _permit: SendPermit,
 }
 
 /// Who asked, and with which words.
 struct Asked {
-    ack: Ack,
+    /// Until it is given.
+    ack: Option<Ack>,
+    line: Arc<Line>,
     sender: Sender,
+    /// The message's, once it has one.
+    id: Option<MessageId>,
     session_id: Option<String>,
     client_offset: Option<String>,
 }
@@ -63,49 +66,39 @@ pub fn on_send(connection: &Arc<Connection>, sender: Sender, event: &RawEvent, a
     let Some(permit) = connection.gateway.publisher.send_permit() else {
         return refuse(sender, event, ack, &ClientError::overloaded());
     };
-    let mut asked = Asked { ack, sender, session_id: None, client_offset: None };
+    let mut asked = Asked::new(ack, sender, Arc::clone(&connection.line));
     match parse(event, &mut asked, connection) {
-        Ok((session, message)) => {
-            let deadline = Publisher::deadline();
+        Ok(send) => {
             let owner = Arc::clone(connection);
             match connection.sends.reserve(event.bytes()) {
                 Some(slot) => {
-                    let waiting = Waiting {
-                        connection: owner,
-                        session,
-                        message,
-                        deadline,
-                        asked,
-                        _permit: permit,
-                    };
+                    let waiting = Waiting { connection: owner, send, asked, _permit: permit };
                     slot.run(move || waiting.run());
                 }
-                None => asked.refuse(&ClientError::overloaded()),
+                None => asked.fail(&ClientError::overloaded()),
             }
         }
-        Err(error) => asked.refuse(&error),
+        Err(error) => asked.fail(&error),
     }
 }
 
 /// Answers a send that is not taken.
 pub fn refuse(sender: Sender, event: &RawEvent, ack: Ack, error: &ClientError) {
-    let mut asked = Asked { ack, sender, session_id: None, client_offset: None };
-    if !asked.ack.wanted {
+    let is_told_by_event = !ack.wanted;
+    let mut asked = Asked::new(ack, sender, Arc::default());
+    if is_told_by_event {
         asked.echo(event);
     }
-    asked.refuse(error);
+    asked.fail(error);
 }
 
 fn parse(
     event: &RawEvent,
     asked: &mut Asked,
     connection: &Connection,
-) -> Result<(SessionId, NewMessage), ClientError> {
+) -> Result<Send, ClientError> {
     let invalid = |text: String| ClientError::new(ErrorCode::InvalidPayload, text);
-    let payload = event.object::<Payload>().map_err(|error| {
-        asked.echo(event);
-        invalid(error.to_string())
-    })?;
+    let payload = event.object::<Payload>().inspect_err(|_| asked.echo(event))?;
     let payload =
         payload.ok_or_else(|| invalid("an object with sessionId and content is missing".into()))?;
     let session = SessionId::parse(&payload.session_id);
@@ -119,6 +112,7 @@ fn parse(
     let offset = payload.client_offset.map(ClientOffset::parse).transpose();
     let offset = offset.map_err(|error| invalid(error.to_string()))?;
     let session = session.map_err(|_| ClientError::session_not_found())?;
+    let has_offset = offset.is_some();
     let id = match offset {
         Some(offset) => {
             let subject = connection.caller.subject.as_deref();
@@ -126,47 +120,51 @@ fn parse(
         }
         None => MessageId::random(),
     };
-    Ok((session, NewMessage { id, sender: asked.sender, content, is_ai: false }))
+    asked.id = Some(id.clone());
+    let message = NewMessage { id, sender: asked.sender, content, is_ai: false };
+    Ok(Send { session, message, has_offset, deadline: Publisher::deadline() })
 }
 
 impl Waiting {
     async fn run(self) {
-        let Self { connection, session, message, deadline, asked, _permit } = self;
-        let id = message.id.clone();
-        let gateway = &connection.gateway;
-        let partition = gateway.config.log.partitions.partition_of(session);
-        match accept_message::put(&gateway.lookup, &gateway.publisher, session, message, deadline)
-            .await
-        {
-            // The next send need not wait for this one's ack: the log keeps their order.
-            Ok(pending) => drop(tokio::spawn(async move {
-                match pending.accepted().await {
-                    Ok(sequence) => {
-                        accept_message::tell_accepted(&id, session, partition, sequence);
-                        asked.ack.send(&Accepted::new(&id));
-                    }
-                    Err(error) => asked.refuse(&error),
-                }
-            })),
-            Err(error) => asked.refuse(&error),
+        let Self { connection, send, asked, _permit } = self;
+        accept_message::put(connection.gateway.way_of_sends(), send, Box::new(asked)).await;
+    }
+}
+
+impl Waiter for Asked {
+    fn tell(&mut self, outcome: Outcome) {
+        let (Some(id), is_accepted) = (&self.id, outcome == Outcome::Accepted) else { return };
+        let answer = match outcome {
+            Outcome::Stored => Acked::stored(id),
+            Outcome::Accepted => Acked::accepted(id),
+            Outcome::Failed(error) => return self.fail(&error),
+        };
+        let Some(ack) = self.ack.take() else { return };
+        if is_accepted {
+            self.line.open(&ack.socket);
         }
+        ack.send(&answer);
     }
 }
 
 impl Asked {
-    /// Keeps what can be read of a payload that is wrong, so that the client knows its own words.
-    fn echo(&mut self, event: &RawEvent) {
-        let fields = event.object::<serde_json::Map<String, serde_json::Value>>().ok().flatten();
-        let text = |name| fields.as_ref()?.get(name)?.as_str().map(str::to_owned);
-        self.session_id = text("sessionId");
-        self.client_offset = text("clientOffset");
+    fn new(ack: Ack, sender: Sender, line: Arc<Line>) -> Self {
+        Self { ack: Some(ack), line, sender, id: None, session_id: None, client_offset: None }
     }
 
-    /// Answers with an error, or emits it where no ack is waited for.
-    fn refuse(self, error: &ClientError) {
-        if self.ack.wanted {
-            return self.ack.refuse(error);
-        }
+    /// Keeps what can be read of a payload that is wrong, so that the client knows its own words.
+    fn echo(&mut self, event: &RawEvent) {
+        let json = event.argument().unwrap_or_default();
+        [self.session_id, self.client_offset] = echoes(json, ["sessionId", "clientOffset"]);
+    }
+
+    /// Answers with an error, or emits it where no ack is waited for, or was given.
+    fn fail(&mut self, error: &ClientError) {
+        let ack = match self.ack.take() {
+            Some(ack) if ack.wanted => return ack.refuse(error),
+            ack => ack,
+        };
         let message_error = MessageError {
             event: match self.sender {
                 Sender::User => "user_message",
@@ -174,8 +172,12 @@ impl Asked {
             },
             session_id: self.session_id.as_deref().map(echo),
             client_offset: self.client_offset.as_deref().map(echo),
+            id: self.id.as_ref().filter(|_| ack.is_none()),
             error,
         };
-        self.ack.refuse_by_event(error, "message_error", &message_error);
+        match ack {
+            Some(ack) => ack.refuse_by_event(error, Emitted::MessageError, &message_error),
+            None => self.line.refuse(error, Emitted::MessageError, &message_error),
+        }
     }
 }

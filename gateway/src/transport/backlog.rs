@@ -1,13 +1,12 @@
 //! How many bytes wait for each socket, and the end of those for which too many do.
 //!
 //! The socket library has a queue for each socket and tells no length of it. What is emitted is therefore added
-//! here, and what the socket's connection writes, or an answer to its polling, is taken off. Pings and the headers
-//! of frames are written too: where more was written than emitted, nothing waits.
+//! here, and what the socket's connection writes, or an answer to its polling, is taken off.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use shared::lifecycle::{Stop, pause};
@@ -18,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::metrics::{METRICS, Overfull};
+use crate::transport::sums::{Most, Sum, Sums};
 
 /// Pause between two looks at what waits for all.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -26,6 +26,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const UNTAKEN_MAX: Duration = Duration::from_secs(30);
 /// What may wait while the next read begins: an answer of ordinary size, and what is said meanwhile.
 const NEXT_READ_BYTES: u64 = 256 * 1024;
+/// Pause after a look in which nobody was found that could be ended.
+const VAIN_PAUSE: Duration = Duration::from_millis(50);
 /// A socket must be able to take a few messages.
 const WAITING_BYTES_MIN: u64 = 65_536;
 const WAITING_BYTES_MAX: u64 = 1 << 40;
@@ -49,50 +51,138 @@ impl WaitingLimits {
             all: bytes("WAITING_BYTES"),
         }
     }
+
+    /// Those of many sockets.
+    pub fn shared(self) -> Most {
+        Most { address: self.address, all: self.all }
+    }
 }
 
 /// What waits for one socket.
 pub struct Backlog {
     most: u64,
-    emitted: AtomicU64,
+    /// Bytes of large answers that wait: what follows them is measured beside them.
+    answers: AtomicU64,
+    waiting: AtomicU64,
+    /// Bytes of answers to its polling that are on their way.
+    leaving: AtomicU64,
+    /// Bytes of what is held back while something is read for it: it is not emitted yet.
+    held: AtomicU64,
     written: AtomicU64,
     is_over: AtomicBool,
     /// Told of whatever is written, and of the end.
     moved: Notify,
+    shared: Shared,
+}
+
+/// What the sockets of one client address, and all sockets, have together.
+#[derive(Default)]
+struct Shared {
+    sum: Sum,
+    /// Who looks after them.
+    backlogs: Weak<Backlogs>,
 }
 
 impl Backlog {
-    fn new(most: u64) -> Arc<Self> {
+    fn new(most: u64, shared: Shared) -> Arc<Self> {
         Arc::new(Self {
             most,
-            emitted: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
+            leaving: AtomicU64::new(0),
+            held: AtomicU64::new(0),
             written: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
             moved: Notify::new(),
+            shared,
         })
     }
 
-    /// So many bytes wait.
-    fn waiting(&self) -> u64 {
-        let written = self.written.load(Ordering::Relaxed);
-        self.emitted.load(Ordering::Relaxed).saturating_sub(written)
+    /// So many bytes wait, answers that are on their way included.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed) + self.leaving.load(Ordering::Relaxed)
     }
 
     /// Adds what is about to be emitted; `false` if so much waits already that it must not be.
+    ///
+    /// A large answer is read only once there is room, and may be of any size. Whoever asked for it is not ended for
+    /// what is said while it is on its way.
     fn add(&self, bytes: usize) -> bool {
-        let written = self.written.load(Ordering::Relaxed);
-        let emitted = self.emitted.fetch_max(written, Ordering::Relaxed).max(written);
-        if emitted - written > self.most || self.is_over.load(Ordering::Relaxed) {
+        let bytes = bytes as u64;
+        if self.has_room() {
+            self.answers.store(0, Ordering::Relaxed);
+        }
+        if self.is_full() {
             return false;
         }
-        self.emitted.fetch_add(bytes as u64, Ordering::Relaxed);
+        if bytes > NEXT_READ_BYTES {
+            self.answers.fetch_add(bytes, Ordering::Relaxed);
+        }
+        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.sum.add(bytes);
         true
     }
 
-    /// Takes off what was written.
+    fn is_full(&self) -> bool {
+        let most = self.most.saturating_add(self.answers.load(Ordering::Relaxed));
+        self.waiting() + self.held() > most || self.is_over()
+    }
+
+    fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Adds what is held back; `false` if so much waits already that it must not be.
+    fn hold(&self, bytes: usize) -> bool {
+        if self.is_full() {
+            return false;
+        }
+        self.held.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.shared.sum.add(bytes as u64);
+        true
+    }
+
+    /// Takes off what was held back: it is emitted now, or never.
+    pub fn let_go(&self, bytes: u64) {
+        self.shared.sum.take_off(less(&self.held, bytes));
+    }
+
+    /// Takes off what was written. Pings and headers of frames are written too: nothing waits where more was written
+    /// than emitted.
     pub fn wrote(&self, bytes: usize) {
-        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.take_off(bytes as u64);
+        self.note_written(bytes);
         self.moved.notify_waiters();
+    }
+
+    fn note_written(&self, bytes: usize) {
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn take_off(&self, bytes: u64) {
+        self.shared.sum.take_off(less(&self.waiting, bytes));
+    }
+
+    /// What waited leaves in an answer of so many bytes.
+    pub fn leaves(self: &Arc<Self>, bytes: usize) -> Leaving {
+        let bytes = bytes as u64;
+        self.leaving.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.sum.add(bytes);
+        self.take_off(bytes);
+        Leaving { backlog: Arc::clone(self), bytes }
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// Whether its address, or all, have more than they may; who looks after them is told at once then, or one
+    /// message to a full room would be that of hundreds.
+    fn look_at_shared(&self) {
+        let Some(backlogs) = self.shared.backlogs.upgrade() else { return };
+        if self.shared.sum.is_beyond(backlogs.limits.shared()) {
+            backlogs.relieve();
+        }
     }
 
     /// Waits until the client has taken so much of what waits that something more may be read for it; `false` if it
@@ -100,7 +190,7 @@ impl Backlog {
     pub async fn room(&self) -> bool {
         loop {
             let moved = self.moved.notified();
-            if self.is_over.load(Ordering::Relaxed) {
+            if self.is_over() {
                 return false;
             }
             if self.has_room() {
@@ -118,8 +208,45 @@ impl Backlog {
     /// Nothing more is emitted; `false` if nothing was before.
     fn end(&self) -> bool {
         let is_first = !self.is_over.swap(true, Ordering::Relaxed);
+        self.take_off(u64::MAX);
+        self.let_go(u64::MAX);
         self.moved.notify_waiters();
         is_first
+    }
+}
+
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        self.take_off(u64::MAX);
+        self.let_go(u64::MAX);
+    }
+}
+
+/// Makes a number smaller by so much, or nothing; by how much it did.
+fn less(number: &AtomicU64, by: u64) -> u64 {
+    let smaller = |number: u64| Some(number.saturating_sub(by));
+    let before = number.fetch_update(Ordering::Relaxed, Ordering::Relaxed, smaller);
+    before.unwrap_or_default().min(by)
+}
+
+/// An answer on its way: it waits for its socket, and among what waits for others, until it is dropped. That may be
+/// later than the end of the socket.
+pub struct Leaving {
+    backlog: Arc<Backlog>,
+    bytes: u64,
+}
+
+impl Leaving {
+    /// So many bytes of it were taken; its memory is held all the same.
+    pub fn took(&self, bytes: usize) {
+        self.backlog.note_written(bytes);
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.backlog.shared.sum.take_off(less(&self.backlog.leaving, self.bytes));
+        self.backlog.moved.notify_waiters();
     }
 }
 
@@ -130,9 +257,18 @@ pub fn of(socket: &SocketRef) -> Option<Arc<Backlog>> {
 
 /// Adds what is about to be emitted to a socket; `false` if it must not be: too much waits for it.
 pub fn takes(socket: &SocketRef, bytes: usize) -> bool {
-    let Some(backlog) = of(socket) else { return true };
-    let takes = backlog.add(bytes);
-    if !takes && backlog.end() {
+    of(socket).is_none_or(|backlog| weighed(&backlog, backlog.add(bytes)))
+}
+
+/// The same for what is held back, until [`Backlog::let_go`].
+pub fn holds(socket: &SocketRef, bytes: usize) -> bool {
+    of(socket).is_none_or(|backlog| weighed(&backlog, backlog.hold(bytes)))
+}
+
+fn weighed(backlog: &Backlog, takes: bool) -> bool {
+    if takes {
+        backlog.look_at_shared();
+    } else if backlog.end() {
         METRICS.overfull(Overfull::Socket);
     }
     takes
@@ -142,6 +278,13 @@ pub fn takes(socket: &SocketRef, bytes: usize) -> bool {
 pub struct Backlogs {
     limits: WaitingLimits,
     known: Mutex<HashMap<Sid, Known>>,
+    sums: Sums,
+    /// Sockets to disconnect.
+    ended: Mutex<Vec<(SocketRef, Overfull)>>,
+    /// Told of these.
+    has_ended: Notify,
+    /// When nobody was found that could be ended.
+    in_vain: Mutex<Option<Instant>>,
 }
 
 struct Known {
@@ -156,21 +299,33 @@ struct Known {
 impl Backlogs {
     /// No socket is there yet.
     pub fn new(limits: WaitingLimits) -> Arc<Self> {
-        Arc::new(Self { limits, known: Mutex::default() })
+        Arc::new(Self {
+            limits,
+            known: Mutex::default(),
+            sums: Sums::default(),
+            ended: Mutex::default(),
+            has_ended: Notify::new(),
+            in_vain: Mutex::default(),
+        })
+    }
+
+    /// What waits for a socket of this address that is not connected yet: nothing.
+    pub fn begin(self: &Arc<Self>, network: Option<IpAddr>) -> Arc<Backlog> {
+        let shared = Shared { sum: self.sums.of(network), backlogs: Arc::downgrade(self) };
+        Backlog::new(self.limits.socket, shared)
     }
 
     /// A socket is connected.
-    pub fn add(&self, socket: &SocketRef, network: Option<IpAddr>) -> Arc<Backlog> {
-        let backlog = Backlog::new(self.limits.socket);
-        socket.extensions.insert(Arc::clone(&backlog));
+    pub fn add(&self, socket: &SocketRef, network: Option<IpAddr>, backlog: &Arc<Backlog>) {
+        socket.extensions.insert(Arc::clone(backlog));
+        backlog.is_over.store(false, Ordering::Relaxed);
         let known = Known {
             socket: socket.clone(),
             network,
-            backlog: Arc::clone(&backlog),
-            written: (0, Instant::now()),
+            backlog: Arc::clone(backlog),
+            written: (backlog.written.load(Ordering::Relaxed), Instant::now()),
         };
         self.lock().insert(socket.id, known);
-        backlog
     }
 
     /// A socket is gone.
@@ -186,29 +341,50 @@ impl Backlogs {
         disconnect: fn(&SocketRef),
         stop: Stop,
     ) -> anyhow::Result<()> {
-        while pause(&stop, LOOK_INTERVAL).await {
+        loop {
+            let go_on = tokio::select! {
+                go_on = pause(&stop, LOOK_INTERVAL) => go_on,
+                () = self.has_ended.notified() => true,
+            };
+            if !go_on {
+                return Ok(());
+            }
+            let mut ended = self.look();
+            ended.append(&mut lock(&self.ended));
             // Not under the lock: a socket that ends is removed from here.
-            for (socket, why) in self.look() {
+            for (socket, why) in ended {
                 tracing::warn!(socket = %socket.id, why = why.as_str(), "too much waits for a socket, cutting it off");
                 METRICS.overfull(why);
                 disconnect(&socket);
             }
         }
-        Ok(())
+    }
+
+    /// Ends at once who has too much. Under whatever lock something was emitted: they are disconnected later.
+    fn relieve(&self) {
+        let mut in_vain = lock(&self.in_vain);
+        if in_vain.is_some_and(|at| at.elapsed() < VAIN_PAUSE) {
+            return;
+        }
+        let ended = self.look();
+        *in_vain = ended.is_empty().then(Instant::now);
+        drop(in_vain);
+        lock(&self.ended).extend(ended);
+        self.has_ended.notify_one();
     }
 
     /// Whom to disconnect: those that take nothing, then the largest of each address and of all that have too much.
     fn look(&self) -> Vec<(SocketRef, Overfull)> {
         let now = Instant::now();
         let mut known = self.lock();
-        let all: u64 = known.values().map(|one| one.backlog.waiting()).sum();
-        METRICS.waiting_bytes.set(all.cast_signed());
-        // One that polls is there for a while after its end, until the library misses its pings.
-        let there = known.values_mut().filter(|one| !one.backlog.is_over.load(Ordering::Relaxed));
+        METRICS.waiting_bytes.set(self.sums.all().cast_signed());
+        // One that was ended is there until the library has let go of it.
+        let there = known.values_mut().filter(|one| !one.backlog.is_over());
         let mut waiting: Vec<_> = there
             .filter_map(|one| {
-                let bytes = one.backlog.waiting();
-                let untaken = one.untaken_for(bytes, now) >= UNTAKEN_MAX;
+                let waiting = one.backlog.waiting();
+                let untaken = one.untaken_for(waiting, now) >= UNTAKEN_MAX;
+                let bytes = waiting + one.backlog.held();
                 (bytes > 0).then_some(Waiting { bytes, network: one.network, untaken, of: one })
             })
             .collect();
@@ -223,8 +399,12 @@ impl Backlogs {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Sid, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Known {
@@ -284,18 +464,36 @@ mod tests {
 
     #[test]
     fn an_empty_queue_takes_an_answer_of_any_size_and_a_full_one_nothing() {
-        let backlog = Backlog::new(100);
-        assert!(backlog.add(1_000_000));
+        let backlog = Backlog::new(100, Shared::default());
+        assert!(backlog.add(1_000));
         assert!(!backlog.add(1), "what waits is above its share");
-        backlog.wrote(999_900);
+        backlog.wrote(900);
         assert!(backlog.add(1), "it is down to its share");
         assert_eq!(backlog.waiting(), 101);
         assert!(!backlog.add(1));
     }
 
     #[test]
+    fn who_is_given_a_large_answer_twice_is_not_ended_for_what_follows() {
+        let backlog = Backlog::new(1_000_000, Shared::default());
+        // As an event and as an ack.
+        assert!(backlog.add(5_000_000) && backlog.add(5_000_000));
+        for _ in 0..10 {
+            assert!(backlog.add(100_000));
+        }
+        assert!(backlog.add(1));
+        assert!(!backlog.add(1), "what follows has its own share");
+        backlog.wrote(10_900_000);
+        assert!(backlog.add(1), "there is room again");
+        for _ in 0..5 {
+            assert!(backlog.add(200_000));
+        }
+        assert!(!backlog.add(1), "and no answer waits");
+    }
+
+    #[test]
     fn what_is_written_beside_what_was_emitted_makes_no_room() {
-        let backlog = Backlog::new(100);
+        let backlog = Backlog::new(100, Shared::default());
         backlog.wrote(5_000);
         assert!(backlog.add(90));
         assert_eq!(backlog.waiting(), 90);
@@ -303,9 +501,72 @@ mod tests {
         assert!(!backlog.add(90));
     }
 
+    #[test]
+    fn what_is_held_back_counts_and_keeps_no_read_from_its_beginning() {
+        let all: Arc<AtomicU64> = Arc::default();
+        let sum = Sum { network: None, all: Arc::clone(&all) };
+        let backlog = Backlog::new(1_000_000, Shared { sum, backlogs: Weak::new() });
+        assert!(backlog.hold(600_000) && backlog.hold(600_000));
+        assert!(backlog.has_room(), "it waits for the read");
+        assert!(!backlog.hold(1) && !backlog.add(1));
+        assert_eq!(all.load(Ordering::Relaxed), 1_200_000);
+        backlog.let_go(1_200_000);
+        assert!(backlog.add(1));
+        assert_eq!(all.load(Ordering::Relaxed), 1);
+        assert!(backlog.hold(1_000) && backlog.end());
+        backlog.let_go(1_000);
+        assert_eq!(all.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_sums_are_those_of_what_waits_and_lose_what_ends() {
+        let (network, all): (Arc<AtomicU64>, Arc<AtomicU64>) = Default::default();
+        let shared = || Shared {
+            sum: Sum { network: Some(Arc::clone(&network)), all: Arc::clone(&all) },
+            backlogs: Weak::new(),
+        };
+        let sums = || [&network, &all].map(|sum| sum.load(Ordering::Relaxed));
+        let (one, other) = (Backlog::new(100, shared()), Backlog::new(100, shared()));
+        assert!(one.add(50) && other.add(30));
+        one.wrote(20);
+        assert_eq!(sums(), [60, 60]);
+        one.wrote(1_000);
+        assert_eq!(sums(), [30, 30], "more was written than emitted");
+        assert!(one.add(7) && other.end());
+        assert_eq!(sums(), [7, 7]);
+        other.wrote(10);
+        drop(one);
+        assert_eq!(sums(), [0, 0]);
+    }
+
+    #[test]
+    fn an_answer_waits_until_it_has_left_also_where_its_socket_ends_before() {
+        let all: Arc<AtomicU64> = Arc::default();
+        let sum = || all.load(Ordering::Relaxed);
+        let sum_of_all = Sum { network: None, all: Arc::clone(&all) };
+        let backlog = Backlog::new(1_000, Shared { sum: sum_of_all, backlogs: Weak::new() });
+        assert!(backlog.add(900));
+        // With what stands between packets.
+        let answer = backlog.leaves(910);
+        assert_eq!((backlog.waiting(), sum()), (910, 910));
+        assert!(backlog.add(200), "what follows");
+        answer.took(500);
+        assert_eq!((backlog.waiting(), sum()), (1_110, 1_110));
+        assert!(!backlog.add(1), "it counts among its share");
+        drop(answer);
+        assert_eq!((backlog.waiting(), sum()), (200, 200));
+        let answer = backlog.leaves(201);
+        assert!(backlog.end());
+        assert_eq!(sum(), 201, "it is in memory still");
+        drop(backlog);
+        assert_eq!(sum(), 201);
+        drop(answer);
+        assert_eq!(sum(), 0);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_next_read_begins_when_the_last_answer_left_or_nobody_is_there() {
-        let backlog = Backlog::new(u64::MAX);
+        let backlog = Backlog::new(u64::MAX, Shared::default());
         assert!(backlog.add(1_000_000));
         let wait = Duration::from_hours(1);
         assert!(tokio::time::timeout(wait, backlog.room()).await.is_err());

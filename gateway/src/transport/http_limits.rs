@@ -1,8 +1,11 @@
 //! Bounds of an HTTP connection, as the settings say.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use shared::settings::Settings;
+use tokio::time::{Instant, Sleep};
 
 /// Less than any browser sends would refuse everybody.
 const HEADER_BYTES_MIN: usize = 1_024;
@@ -46,6 +49,42 @@ impl LeastRate {
     /// What comes or goes at this rate in that time.
     pub fn bytes_in_grace(self) -> u64 {
         u64::from(self.bytes_per_second) * u64::from(self.grace_seconds)
+    }
+}
+
+/// How long something may take to come: a time, and a second more for every so many bytes of it that came. Who sends
+/// much at once gets no more than that time for the rest.
+pub struct Pace {
+    least: LeastRate,
+    /// Until when more must come; nothing before it is waited for.
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    /// Nothing is waited for yet.
+    pub fn new(least: LeastRate) -> Self {
+        Self { least, end: None }
+    }
+
+    /// Waits for more, until the time for what came so far is over.
+    pub fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let grace = self.least.grace();
+        let end = self
+            .end
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + grace)));
+        end.as_mut().poll(cx)
+    }
+
+    /// So many bytes came.
+    pub fn came(&mut self, bytes: u64) {
+        let Some(end) = &mut self.end else { return };
+        let earned = end.deadline() + Duration::from_secs(bytes) / self.least.bytes_per_second;
+        end.as_mut().reset(earned.min(Instant::now() + self.least.grace()));
+    }
+
+    /// All of it came.
+    pub fn stop(&mut self) {
+        self.end = None;
     }
 }
 

@@ -1,26 +1,32 @@
-//! How long the body of a request may take: a time, and a second more for every so many bytes of it that came.
+//! How long the body of a request may take ([`Pace`]), and how much of it is kept until it has ended.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::HttpBody;
 use bytes::{Buf, Bytes};
 use hyper::body::{Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
 
-use crate::metrics::METRICS;
-use crate::transport::http_limits::LeastRate;
+use crate::metrics::{METRICS, PacketExcess};
+use crate::transport::http_limits::{LeastRate, Pace};
+use crate::transport::incoming::{Incoming, Kept};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body that ends with an error when it takes too long.
+/// A body that ends with an error when it takes too long, or too much of others is kept.
 pub struct TimedBody<B> {
     body: B,
-    least: LeastRate,
-    came: u64,
-    /// Since when it is waited for, and until when; nothing before its first wait.
-    wait: Option<(Instant, Pin<Box<Sleep>>)>,
+    pace: Pace,
+    incoming: Of,
+    kept: Option<Kept>,
+    bytes: u64,
+}
+
+/// Whose it is.
+pub struct Of {
+    pub incoming: Incoming,
+    pub network: Option<IpAddr>,
 }
 
 /// The client sends too slowly.
@@ -28,23 +34,22 @@ pub struct TimedBody<B> {
 #[error("the body of the request came too slowly")]
 struct TooSlow;
 
-impl<B> TimedBody<B> {
+impl<B: HttpBody> TimedBody<B> {
     /// The same body, which must come at this rate.
-    pub fn new(body: B, least: LeastRate) -> Self {
-        Self { body, least, came: 0, wait: None }
+    pub fn new(body: B, least: LeastRate, incoming: Of) -> Self {
+        Self { body, pace: Pace::new(least), incoming, kept: None, bytes: 0 }
     }
 
-    /// Waits for more, until the time for what came so far is over.
-    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (start, end) = self.wait.get_or_insert_with(|| {
-            let now = Instant::now();
-            (now, Box::pin(tokio::time::sleep_until(now + self.least.grace())))
-        });
-        let deadline = *start + self.least.time_for(self.came);
-        if end.deadline() != deadline {
-            end.as_mut().reset(deadline);
+    /// So many bytes came.
+    fn came(&mut self, bytes: u64) -> Result<(), PacketExcess> {
+        self.pace.came(bytes);
+        self.bytes += bytes;
+        if self.body.is_end_stream() && self.kept.is_none() {
+            return Ok(());
         }
-        end.as_mut().poll(cx)
+        let Of { incoming, network } = &self.incoming;
+        let kept = self.kept.get_or_insert_with(|| incoming.of(*network));
+        kept.set(self.bytes).inspect_err(|excess| METRICS.excess(*excess))
     }
 }
 
@@ -63,12 +68,15 @@ where
         let this = self.get_mut();
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                if let Some(Ok(frame)) = &frame {
-                    this.came += frame.data_ref().map_or(0, |data| data.remaining() as u64);
+                if let Some(Ok(frame)) = &frame
+                    && let Some(data) = frame.data_ref()
+                    && let Err(excess) = this.came(data.remaining() as u64)
+                {
+                    return Poll::Ready(Some(Err(excess.into())));
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
-            Poll::Pending if this.poll_late(cx).is_ready() => {
+            Poll::Pending if this.pace.poll_late(cx).is_ready() => {
                 METRICS.slow_bodies.inc();
                 Poll::Ready(Some(Err(TooSlow.into())))
             }
@@ -85,21 +93,26 @@ where
     }
 }
 
-impl LeastRate {
-    /// Longest time for so many bytes.
-    fn time_for(self, bytes: u64) -> Duration {
-        self.grace() + Duration::from_secs(bytes) / self.bytes_per_second
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use axum::body::Body;
-    use futures_util::stream;
+    use futures_util::{StreamExt, stream};
+    use tokio::time::Instant;
 
     use super::*;
+    use crate::transport::sums::Most;
 
     const LEAST: LeastRate = LeastRate { bytes_per_second: 1_000, grace_seconds: 20 };
+
+    fn timed<B: HttpBody>(body: B, incoming: &Incoming) -> TimedBody<B> {
+        TimedBody::new(body, LEAST, Of { incoming: incoming.clone(), network: None })
+    }
+
+    fn unbounded() -> Incoming {
+        Incoming::new(Most { address: u64::MAX, all: u64::MAX })
+    }
 
     /// How long it takes until a body ends of which so many bytes come every second.
     async fn took(bytes: usize, seconds: u32) -> (Duration, bool) {
@@ -110,7 +123,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
             Some((Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; bytes])), second + 1))
         });
-        let body = Body::new(TimedBody::new(Body::from_stream(parts), LEAST));
+        let body = Body::new(timed(Body::from_stream(parts), &unbounded()));
         let start = Instant::now();
         let whole = axum::body::to_bytes(body, usize::MAX).await.is_ok();
         (start.elapsed(), whole)
@@ -124,5 +137,32 @@ mod tests {
         assert!(!whole && (38..=40).contains(&time.as_secs()), "{time:?}");
         assert_eq!(took(1_000, 60).await, (Duration::from_mins(1), true));
         assert_eq!(took(1, 19).await, (Duration::from_secs(19), true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn much_at_once_earns_no_time_to_stop() {
+        let parts =
+            stream::once(async { Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 1_000_000])) });
+        let body = Body::from_stream(parts.chain(stream::pending()));
+        let start = Instant::now();
+        let read = axum::body::to_bytes(Body::new(timed(body, &unbounded())), usize::MAX).await;
+        assert!(read.is_err());
+        assert_eq!(start.elapsed(), LEAST.grace());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_have_not_ended_have_a_bound_together() {
+        let incoming = Incoming::new(Most { address: u64::MAX, all: 1_000_000 });
+        let half = || {
+            let part = stream::once(async { Ok::<_, std::io::Error>(vec![b'x'; 400_000]) });
+            timed(Body::from_stream(part.chain(stream::pending())), &incoming)
+        };
+        let next = async |body: &mut TimedBody<Body>| {
+            std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await.unwrap().is_ok()
+        };
+        let (mut one, mut two, mut three) = (half(), half(), half());
+        assert!(next(&mut one).await && next(&mut two).await && !next(&mut three).await);
+        drop((one, three));
+        assert!(next(&mut half()).await, "there is room again");
     }
 }

@@ -9,11 +9,10 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
-use axum::http::header::UPGRADE;
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use governor::Quota;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming as Body;
 use hyper::server::conn::http1;
 use shared::lifecycle::Stop;
 use socket2::SockRef;
@@ -22,13 +21,18 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use crate::access::client_address::TrustedProxies;
+use crate::access::limits;
 use crate::metrics::METRICS;
 use crate::problem::Problem;
 use crate::transport::connection_slots::{ConnectionSlot, ConnectionSlots};
-use crate::transport::disconnect::{Wire, Wires};
+use crate::transport::disconnect::{self, Wire, Wires};
+use crate::transport::engine_io::{self, IsKnown, Refusal};
+use crate::transport::host_header;
 use crate::transport::http_limits::{HttpLimits, LeastRate};
+use crate::transport::incoming::Incoming;
 use crate::transport::packets::CountedBody;
-use crate::transport::request_body::TimedBody;
+use crate::transport::request_body::{self, TimedBody};
 use crate::transport::stream::SharedStream;
 use crate::transport::timeouts::HeadTimer;
 
@@ -39,6 +43,9 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// to read, and tell of room for more only when a third of them is gone.
 #[cfg(target_os = "linux")]
 const UNSENT_BYTES: u32 = 32 * 1024;
+/// What a connection reads and writes at a time: of a long answer that a client is slow to take, this much waits
+/// here, and one piece.
+const BUFFER_BYTES: usize = 32 * 1024;
 /// Longest wait for answers that are under way at the stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after an error of `accept`, which is usually a lack of file descriptors.
@@ -113,7 +120,7 @@ pub async fn serve(
     stop: Stop,
 ) -> anyhow::Result<()> {
     let connections = TaskTracker::new();
-    let wires = Wires::new(bounds.packets);
+    let wires = Wires::new(bounds.packets, router.clone());
     let mut accepting = JoinSet::new();
     for listener in listeners {
         let server = Server {
@@ -142,6 +149,10 @@ pub struct Bounds {
     pub slots: Arc<ConnectionSlots>,
     /// Packets of one socket, of whatever kind.
     pub packets: Option<Quota>,
+    /// What is kept of what clients send until it has ended.
+    pub incoming: Incoming,
+    /// Whose word about a client's address is taken.
+    pub trusted: Arc<TrustedProxies>,
 }
 
 /// What every connection needs.
@@ -178,13 +189,15 @@ impl Server {
     /// Serves one connection; at the stop it ends after the answer that is under way. An upgrade ends
     /// it too: websockets live on in tasks of the library.
     async fn serve_connection(self, stream: TcpStream, peer: SocketAddr, slot: ConnectionSlot) {
-        let Self { router, wires, bounds: Bounds { http: limits, packets, .. }, stop, .. } = self;
+        let Self { router, wires, bounds, stop, .. } = self;
+        let Bounds { http: limits, packets, incoming, trusted, .. } = bounds;
         prepare(&stream);
         let stream = SharedStream::new(stream, slot, limits.least_rate, packets);
         let wire = stream.wire();
         let timer = HeadTimer::new(limits.header_time, stream.activity());
-        let exchange = Exchange { router, wires, wire, least_rate: limits.least_rate };
-        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        let exchange =
+            Exchange { router, wires, wire, least_rate: limits.least_rate, incoming, trusted };
+        let service = hyper::service::service_fn(move |mut request: Request<Body>| {
             request.extensions_mut().insert(ConnectInfo(peer));
             exchange.clone().answer(request)
         });
@@ -193,6 +206,7 @@ impl Server {
             // The timer shortens it from a request's first byte on.
             .header_read_timeout(limits.idle_time)
             .max_header_size(limits.header_bytes)
+            .max_buf_size(BUFFER_BYTES.max(limits.header_bytes))
             .serve_connection(stream, service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
@@ -216,28 +230,58 @@ struct Exchange {
     wires: Wires,
     wire: Wire,
     least_rate: LeastRate,
+    incoming: Incoming,
+    trusted: Arc<TrustedProxies>,
 }
 
 impl Exchange {
-    async fn answer(self, mut request: Request<Incoming>) -> Result<Response, Infallible> {
-        let Ok(named) = self.wires.observe(&mut request, &self.wire) else {
-            // What the library answers to a socket that it does not know.
-            return Ok(refusal("Session ID unknown"));
-        };
-        let asks_to_upgrade = request.headers().contains_key(UPGRADE);
-        if asks_to_upgrade && !self.wire.begin_websocket() {
-            return Ok(refusal("something stands behind the request for a websocket"));
+    async fn answer(self, mut request: Request<Body>) -> Result<Response, Infallible> {
+        if let Some(mistake) = host_header::mistake(&request) {
+            return Ok(Problem::new(StatusCode::BAD_REQUEST, mistake).into_response());
         }
-        let polls = request.method() == Method::GET;
+        let is_for_sockets = request.uri().path().starts_with(engine_io::PATH);
+        if is_for_sockets {
+            engine_io::settle_query(request.uri_mut());
+        }
+        // Elsewhere a query may say anything.
+        let named = if is_for_sockets { self.wires.named(&request) } else { Ok(None) };
+        let Ok(named) = named else { return Ok(Refusal::UnknownSession.into_response()) };
+        let opens = named.is_none() && is_for_sockets;
+        let opening = opens.then(|| self.wires.opening(&self.wire));
+        if let Some(opening) = &opening {
+            request.extensions_mut().insert(Arc::clone(opening));
+        }
+        if let Some(sid) = named {
+            request.extensions_mut().insert(IsKnown(self.wires.is_known(sid)));
+        }
+        let asks_to_upgrade = engine_io::asks_for_a_websocket(request.method(), request.headers());
+        let polls = named.filter(|_| request.method() == Method::GET && !asks_to_upgrade);
+        if let Some(sid) = polls
+            && self.wires.last_answer_left(sid, self.least_rate.grace()).await.is_err()
+        {
+            return Ok(Refusal::UnknownSession.into_response());
+        }
+        if asks_to_upgrade && !self.wire.begin_websocket() {
+            // Something stands behind the request, which would be no websocket's.
+            return Ok(Refusal::BadRequest.of_upgrade());
+        }
         // What polls has no body.
-        let count = named.filter(|_| !polls).map(|sid| self.wires.packets_of(sid));
-        let timed = |body| TimedBody::new(body, self.least_rate);
-        let request = request.map(|body| CountedBody::new(timed(body), count));
+        let count = named.filter(|_| polls.is_none()).and_then(|sid| self.wires.packets_of(sid));
+        let network = self.trusted.client_of(&request).map(limits::network);
+        let of = request_body::Of { incoming: self.incoming.clone(), network };
+        let timed = |body| TimedBody::new(body, self.least_rate, of);
+        let request = request.map(|body| CountedBody::new(timed(body), count.clone()));
         let response = self.router.oneshot(request).await?;
+        if let (Some(sid), Some(count)) = (named, count)
+            && count.awaits_attachments()
+        {
+            self.wires.expect_attachments(sid, self.least_rate.grace());
+        }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             if !asks_to_upgrade {
-                return Ok(refusal("the header Upgrade is missing"));
+                return Ok(Refusal::BadRequest.of_upgrade());
             }
+            self.wire.keeps_of(self.incoming.of(network));
             if let Some(sid) = named {
                 self.wire.upgraded(sid, &self.wires);
             }
@@ -246,19 +290,19 @@ impl Exchange {
         if asks_to_upgrade {
             self.wire.stay_http();
         }
-        if let Some(sid) = named
-            && polls
+        if let Some(opening) = opening
             && response.status() == StatusCode::OK
         {
-            let bytes = response.body().size_hint().lower();
-            self.wires.polled(sid, usize::try_from(bytes).unwrap_or(usize::MAX));
+            return Ok(disconnect::name(&opening, response).await);
+        }
+        if let Some(sid) = polls
+            && engine_io::is_polled(&response)
+        {
+            let answer = self.wires.polled(sid, &self.wire, response);
+            return Ok(answer.unwrap_or_else(|_| Refusal::UnknownSession.into_response()));
         }
         Ok(response)
     }
-}
-
-fn refusal(detail: &'static str) -> Response {
-    Problem::new(StatusCode::BAD_REQUEST, detail).into_response()
 }
 
 /// Small packets leave at once, and a peer that takes nothing is given up.

@@ -1,5 +1,5 @@
 //! A client's TCP connection as the server reads and writes it. One whose client takes too little of what waits
-//! for it ends.
+//! for it ends, and so does a websocket that does not go on with what it began.
 
 use std::io::{self, Read as _};
 use std::net::Shutdown;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 use crate::metrics::{METRICS, PacketExcess};
 use crate::transport::connection_slots::ConnectionSlot;
 use crate::transport::disconnect::{Line, Wire};
-use crate::transport::http_limits::LeastRate;
+use crate::transport::http_limits::{LeastRate, Pace};
 use crate::transport::packets::{Frames, HeadersEnd, PacketCount};
 use crate::transport::timeouts::Activity;
 
@@ -30,8 +30,15 @@ pub struct SharedStream {
     /// While the client takes nothing more: how much it took in the present time.
     unread: Option<Box<Unread>>,
     headers_end: HeadersEnd,
-    frames: Option<Box<Frames>>,
+    websocket: Option<Box<Websocket>>,
     packets: Option<Quota>,
+}
+
+/// What comes over a websocket.
+struct Websocket {
+    frames: Frames,
+    /// Of what has begun and not ended.
+    pace: Pace,
 }
 
 /// Something waits for a client that does not read as fast as it comes.
@@ -54,7 +61,7 @@ impl SharedStream {
             least,
             unread: None,
             headers_end: HeadersEnd::default(),
-            frames: None,
+            websocket: None,
             packets,
         }
     }
@@ -87,17 +94,34 @@ impl SharedStream {
     /// Counts the packets of a websocket; of HTTP it is known where a request's headers end.
     fn count(&mut self, bytes: &[u8]) -> Result<(), PacketExcess> {
         if !self.line.is_websocket() {
-            self.frames = None;
+            self.websocket = None;
             self.line.set_headers_end(self.headers_end.read(bytes));
             return Ok(());
         }
-        let packets = self.packets;
-        let frames =
-            self.frames.get_or_insert_with(|| Box::new(Frames::new(PacketCount::new(packets))));
-        frames.read(bytes).inspect_err(|excess| {
+        let (packets, least) = (self.packets, self.least);
+        let websocket = self.websocket.get_or_insert_with(|| {
+            let frames = Frames::new(PacketCount::new(packets));
+            Box::new(Websocket { frames, pace: Pace::new(least) })
+        });
+        websocket.pace.came(bytes.len() as u64);
+        let read = websocket.frames.read(bytes);
+        let kept = read.and_then(|()| self.line.keep(websocket.frames.kept()));
+        kept.inspect_err(|excess| {
             METRICS.excess(*excess);
             tracing::debug!(%excess, "a websocket is cut off");
         })
+    }
+
+    /// Nothing is there to read: an error once it is too late for the rest of what a websocket began.
+    fn poll_unfinished(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(websocket) = &mut self.websocket else { return Poll::Pending };
+        if !websocket.frames.is_unfinished() {
+            websocket.pace.stop();
+            return Poll::Pending;
+        }
+        ready!(websocket.pace.poll_late(cx));
+        METRICS.slow_bodies.inc();
+        Poll::Ready(io::ErrorKind::TimedOut.into())
     }
 
     /// Waits for the client to take something; an error once it took less than it must. The timer is there only
@@ -133,7 +157,9 @@ impl Read for SharedStream {
         // which only unsafe code may hand to a read.
         let mut bytes = [0; 4096];
         loop {
-            ready!(self.line.stream.poll_read_ready(cx))?;
+            if self.line.stream.poll_read_ready(cx)?.is_pending() {
+                return self.poll_unfinished(cx).map(Err);
+            }
             let room = buffer.remaining().min(bytes.len());
             match self.try_read(&mut bytes[..room]) {
                 Ok(read) => {

@@ -46,7 +46,7 @@ fn parse_span(text: &str) -> Result<Duration, &'static str> {
 
 pub async fn run(command: Command, config: &Config) -> anyhow::Result<()> {
     let store = OperatorStore::connect(&config.database);
-    let sessions = Sessions::connect(store, &config.nats).await?;
+    let sessions = Sessions::connect(store, &config.nats, &config.log.stream).await?;
     match command {
         Command::Erase { session_id } => sessions.erase(&session_id).await,
         Command::Export { session_id } => export(&sessions, &session_id).await,

@@ -2,4 +2,5 @@
 
 pub mod erased;
 pub mod prune;
+pub mod pruner;
 pub mod trim;

@@ -13,7 +13,7 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, context};
 use shared::announcement;
 use shared::ids::SessionId;
-use shared::log::Log;
+use shared::log::{Log, StreamName};
 use shared::nats::NatsUrl;
 use shared::partition::{Partition, PartitionCount};
 use shared::record::Record;
@@ -37,6 +37,11 @@ pub fn unknown(session_id: &str) -> String {
     format!("there is no session {session_id}")
 }
 
+/// What is said where an erasure was set aside.
+pub fn stuck(sessions: usize) -> String {
+    format!("{sessions} of the sessions cannot be erased: `persister dead-letters list` says why")
+}
+
 /// Sessions as Postgres and the log have them.
 pub struct Sessions {
     pub store: OperatorStore,
@@ -46,16 +51,40 @@ pub struct Sessions {
     partitions: PartitionCount,
 }
 
+/// Sessions that are looked at together.
+pub struct Page {
+    behind: Option<SessionAge>,
+    sessions: Vec<SessionAge>,
+    pub last: SessionAge,
+}
+
+/// What became of a page.
+#[derive(Debug, Default)]
+pub struct Pruned {
+    pub erased: usize,
+    /// Sessions whose erasure was set aside.
+    pub stuck: usize,
+}
+
 /// Where the last of some records stands in each partition.
 type Asked = BTreeMap<Partition, u64>;
 
 impl Sessions {
     /// Connects to NATS, and finds the log.
-    pub async fn connect(store: OperatorStore, nats: &NatsUrl) -> anyhow::Result<Self> {
+    pub async fn connect(
+        store: OperatorStore,
+        nats: &NatsUrl,
+        stream: &StreamName,
+    ) -> anyhow::Result<Self> {
         let client = nats.connect_once().await.context("NATS cannot be reached (NATS_URL)")?;
         let jetstream = jetstream::new(client.clone());
-        let (log, partitions) = shared::log::find(&jetstream).await?;
-        Ok(Self { store, client, jetstream, log, partitions })
+        let (log, partitions) = shared::log::find(&jetstream, stream).await?;
+        Ok(Self::new(store, client, log, partitions))
+    }
+
+    /// With a log that is found.
+    pub fn new(store: OperatorStore, client: Client, log: Log, partitions: PartitionCount) -> Self {
+        Self { jetstream: jetstream::new(client.clone()), store, client, log, partitions }
     }
 
     /// Erases a session, and waits until it is done.
@@ -67,7 +96,8 @@ impl Sessions {
         }
         let mut asked = Asked::new();
         self.ask(session_id, None, &mut asked).await?;
-        self.done(&asked, &[session_id.to_owned()]).await?;
+        let stuck = self.done(&asked, &[session_id.to_owned()]).await?;
+        anyhow::ensure!(stuck == 0, self::stuck(stuck));
         println!("erased {session_id}");
         Ok(())
     }
@@ -75,30 +105,27 @@ impl Sessions {
     /// Says what [`Sessions::prune`] would erase now.
     pub async fn list_quiet(&self, before: OffsetDateTime) -> anyhow::Result<()> {
         let (mut count, mut behind) = (0, None);
-        loop {
-            let found = self.store.session_ages(behind.as_ref(), before, PAGE).await?;
-            let Some(last) = found.last() else { break };
-            for session_id in self.quiet(&found, before).await?.keys() {
+        while let Some(page) = self.page(behind, before).await? {
+            for session_id in self.quiet(&page.sessions, before).await?.keys() {
                 println!("{session_id}");
                 count += 1;
             }
-            behind = Some(last.clone());
+            behind = Some(page.last);
         }
         let before = Timestamp::truncate(before);
         eprintln!("would erase {count} sessions in which nothing happened since {before}");
         Ok(())
     }
 
-    /// Erases the sessions in which nothing happened since then.
+    /// Erases the sessions in which nothing happened since then, and shows how far it is.
     pub async fn prune(&self, before: OffsetDateTime) -> anyhow::Result<()> {
         let (mut erased, mut behind) = (0, None);
-        loop {
-            let found = self.store.session_ages(behind.as_ref(), before, PAGE).await?;
-            let Some(last) = found.last() else { break };
-            let pruned = self.prune_page(&found, behind.as_ref(), before).await?;
-            erased += pruned;
-            println!("erased {erased}, all up to {}", Timestamp::from_column(last.created_at));
-            behind = Some(last.clone());
+        while let Some(page) = self.page(behind, before).await? {
+            let pruned = self.prune_page(&page, before).await?;
+            anyhow::ensure!(pruned.stuck == 0, stuck(pruned.stuck));
+            erased += pruned.erased;
+            println!("erased {erased}, all up to {}", page.last.created_at);
+            behind = Some(page.last);
         }
         println!(
             "erased {erased} sessions in which nothing happened since {}",
@@ -107,17 +134,25 @@ impl Sessions {
         Ok(())
     }
 
-    /// Erases those of a page that are still quiet; how many.
-    async fn prune_page(
+    /// The sessions behind the given one that were opened before a time; `None` if there are no more.
+    pub async fn page(
         &self,
-        found: &[SessionAge],
-        behind: Option<&SessionAge>,
+        behind: Option<SessionAge>,
         before: OffsetDateTime,
-    ) -> anyhow::Result<usize> {
-        let last_records = self.quiet(found, before).await?;
+    ) -> anyhow::Result<Option<Page>> {
+        let sessions = self.store.session_ages(behind.as_ref(), before, PAGE).await?;
+        Ok(sessions.last().cloned().map(|last| Page { behind, sessions, last }))
+    }
+
+    /// Erases those of a page that are still quiet.
+    pub async fn prune_page(&self, page: &Page, before: OffsetDateTime) -> anyhow::Result<Pruned> {
+        let last_records = self.quiet(&page.sessions, before).await?;
+        if last_records.is_empty() {
+            return Ok(Pruned::default());
+        }
         // What happened before the look at the log is in Postgres now or was in the log; what happens
         // after it changes the last sequence.
-        let still = self.store.session_ages(behind, before, PAGE).await?;
+        let still = self.store.session_ages(page.behind.as_ref(), before, PAGE).await?;
         let mut asked = Asked::new();
         let mut sessions = Vec::new();
         for session in still.into_iter().filter(|session| session.is_quiet) {
@@ -126,8 +161,8 @@ impl Sessions {
                 sessions.push(session.session_id);
             }
         }
-        self.done(&asked, &sessions).await?;
-        Ok(sessions.len())
+        let stuck = self.done(&asked, &sessions).await?;
+        Ok(Pruned { erased: sessions.len() - stuck, stuck })
     }
 
     /// Those of a page in which nothing happened, also not in the log, with their last records' sequences.
@@ -175,8 +210,8 @@ impl Sessions {
         }
     }
 
-    /// Waits until the persisters have come to what was asked for.
-    async fn done(&self, asked: &Asked, sessions: &[String]) -> anyhow::Result<()> {
+    /// Waits until the persisters have come to what was asked for; how many sessions are there all the same.
+    async fn done(&self, asked: &Asked, sessions: &[String]) -> anyhow::Result<usize> {
         let deadline = Instant::now() + STORED_WITHIN;
         loop {
             let stored: BTreeMap<_, _> = self.store.stored_sequences().await?.into_iter().collect();
@@ -190,12 +225,7 @@ impl Sessions {
             // Persisters tell nobody who is no gateway: their offsets are looked at.
             sleep(LOOK_INTERVAL).await;
         }
-        let left = self.store.count_sessions(sessions).await?;
-        anyhow::ensure!(
-            left == 0,
-            "{left} of the sessions cannot be erased: `persister dead-letters list` says why"
-        );
-        Ok(())
+        Ok(usize::try_from(self.store.count_sessions(sessions).await?)?)
     }
 
     /// The last record of a session, if the log has one.

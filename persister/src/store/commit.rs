@@ -1,9 +1,9 @@
 //! The statement that stores a batch and moves the offsets.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::LazyLock;
 
-use shared::announcement::{Epoch, Position};
+use shared::announcement::{Epoch, Fate, Position};
 use shared::database::answered;
 use shared::ids::{ChatSessionId, SessionId};
 use shared::partition::Partition;
@@ -11,7 +11,7 @@ use shared::timestamp::Timestamp;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::batch::{Batch, LogPlace, storable};
+use crate::batch::{Batch, LogPlace, MessageRow, storable};
 use crate::store::errors::{is_of_class, is_passing};
 use crate::store::{Store, column, partition};
 
@@ -264,6 +264,12 @@ const THIN_OUT: &str = r#"
         OFFSET $2 LIMIT $2
     ))"#;
 
+/// What is stored under these ids.
+const WORDS: &str = r#"
+    SELECT m."id", m."sender", m."content", s."sessionId"
+    FROM "Message" m JOIN "ChatSession" s ON s."id" = m."chatSessionId"
+    WHERE m."id" = ANY ($1)"#;
+
 /// What a commit did.
 #[derive(Debug, Default)]
 pub struct Committed {
@@ -277,6 +283,9 @@ pub struct Committed {
     pub reopened: Vec<SessionId>,
     /// Records of sessions that were erased before.
     pub refused: HashSet<u64>,
+    /// Messages that were stored before, by their sequence: with the same words or with others. See
+    /// [`Store::look_for_repeated`].
+    pub repeated: HashMap<u64, Fate>,
 }
 
 impl Store {
@@ -289,7 +298,8 @@ impl Store {
         let sessions: Vec<_> = batch.erasures.values().map(|row| row.session_id.clone()).collect();
         loop {
             let query = sqlx::query(THIN_OUT).bind(sessions.clone()).bind(ERASED_ROWS_MAX);
-            let deleted = answered(query.execute(&self.pool)).await?.rows_affected();
+            let deleted =
+                answered(query.execute(&mut *self.pool.get().await?)).await?.rows_affected();
             if deleted == 0 {
                 return Ok(());
             }
@@ -337,6 +347,50 @@ impl Store {
         self.commit_row(if erases { bind_erasures(query, batch) } else { query }).await
     }
 
+    /// Looks for the messages of a commit that were neither stored nor refused: whoever sent them is told
+    /// whether what is stored under their ids is what they said. That is read after the commit, and need not
+    /// succeed: gateways look for what they are not told.
+    pub async fn look_for_repeated(&self, batch: &Batch, committed: &mut Committed) {
+        let stored: HashSet<u64> = committed.stored.iter().map(|(sequence, _)| *sequence).collect();
+        let is_open = |row: &&MessageRow| {
+            let LogPlace { partition, sequence, .. } = row.place;
+            committed.claimed.contains(&partition)
+                && !stored.contains(&sequence)
+                && !committed.refused.contains(&sequence)
+        };
+        let open: Vec<_> = batch.messages.iter().filter(is_open).collect();
+        if open.is_empty() {
+            return;
+        }
+        let ids: Vec<_> = open.iter().map(|row| row.new.id.as_str().to_owned()).collect();
+        let known = match self.words_of(ids).await {
+            Ok(known) => known,
+            Err(error) => return tracing::warn!(%error, "what was stored before cannot be read"),
+        };
+        let known: HashMap<_, _> = known
+            .into_iter()
+            .map(|(id, sender, content, session)| (id, (sender, content, session)))
+            .collect();
+        let fate = |row: &MessageRow| {
+            let (sender, content, session) = known.get(row.new.id.as_str())?;
+            let is_same = sender == row.new.sender.as_str()
+                && content == row.new.content.as_str()
+                && *session == row.session.to_string();
+            Some(if is_same { Fate::StoredBefore } else { Fate::Conflict })
+        };
+        committed.repeated =
+            open.into_iter().filter_map(|row| Some((row.place.sequence, fate(row)?))).collect();
+    }
+
+    /// Id, sender, content and session of those of these messages that are stored.
+    async fn words_of(
+        &self,
+        ids: Vec<String>,
+    ) -> sqlx::Result<Vec<(String, String, String, String)>> {
+        let query = sqlx::query_as(WORDS).bind(ids);
+        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+    }
+
     /// Binds what every statement that commits begins with.
     fn bind_commit(
         &self,
@@ -359,7 +413,7 @@ impl Store {
         let mut kept = self.committing.lock().await;
         let mut connection = match kept.take() {
             Some(connection) => connection,
-            None => self.pool.acquire().await?,
+            None => self.pool.get().await?,
         };
         let row = answered(query.fetch_one(&mut *connection)).await;
         match row.as_ref().err() {
@@ -471,10 +525,11 @@ fn committed(row: CommitRow) -> Committed {
         stored,
         reopened: sessions(reopened),
         refused: refused.into_iter().map(i64::cast_unsigned).collect(),
+        repeated: HashMap::new(),
     }
 }
 
 /// `createdAt` of a row: the time of the log, cut to the column's milliseconds.
-fn created_at(place: LogPlace) -> time::PrimitiveDateTime {
-    Timestamp::truncate(place.recorded_at).to_column()
+fn created_at(place: LogPlace) -> Timestamp {
+    Timestamp::truncate(place.recorded_at)
 }

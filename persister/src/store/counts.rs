@@ -2,7 +2,7 @@
 
 use shared::database::answered;
 use shared::partition::Partition;
-use sqlx::postgres::PgPool;
+use shared::pool::Pool;
 
 use crate::store::{Store, partition};
 
@@ -22,18 +22,20 @@ impl Store {
 
     /// Erased sessions of which the log may still hold something.
     pub async fn uncleared_count(&self) -> sqlx::Result<i64> {
-        answered(sqlx::query_scalar(UNCLEARED_COUNT).fetch_one(&self.pool)).await
+        answered(sqlx::query_scalar(UNCLEARED_COUNT).fetch_one(&mut *self.pool.get().await?)).await
     }
 
     /// How many dead letters there are.
     pub async fn dead_letter_count(&self) -> sqlx::Result<i64> {
-        answered(sqlx::query_scalar(DEAD_LETTER_COUNT).fetch_one(&self.pool)).await
+        answered(sqlx::query_scalar(DEAD_LETTER_COUNT).fetch_one(&mut *self.pool.get().await?))
+            .await
     }
 }
 
 /// How far every partition is stored, also those of other workers.
-pub async fn stored_sequences(pool: &PgPool) -> sqlx::Result<Vec<(Partition, u64)>> {
-    let rows: Vec<(i16, i64)> = answered(sqlx::query_as(STORED).fetch_all(pool)).await?;
+pub async fn stored_sequences(pool: &Pool) -> sqlx::Result<Vec<(Partition, u64)>> {
+    let rows: Vec<(i16, i64)> =
+        answered(sqlx::query_as(STORED).fetch_all(&mut *pool.get().await?)).await?;
     let stored = |(number, sequence): (i16, i64)| (partition(number), sequence.cast_unsigned());
     Ok(rows.into_iter().map(stored).collect())
 }

@@ -86,10 +86,20 @@ pub struct Leases {
 impl Store {
     /// Renews the leases, takes and gives up partitions towards the worker's fair share.
     pub async fn share(&self) -> sqlx::Result<Leases> {
-        answered(sqlx::query(ALIVE).bind(self.worker).bind(LEASE_MS).execute(&self.pool)).await?;
-        let rows: Vec<(i16, bool)> =
-            answered(sqlx::query_as(SHARE).bind(self.worker).bind(LEASE_MS).fetch_all(&self.pool))
-                .await?;
+        answered(
+            sqlx::query(ALIVE)
+                .bind(self.worker)
+                .bind(LEASE_MS)
+                .execute(&mut *self.pool.get().await?),
+        )
+        .await?;
+        let rows: Vec<(i16, bool)> = answered(
+            sqlx::query_as(SHARE)
+                .bind(self.worker)
+                .bind(LEASE_MS)
+                .fetch_all(&mut *self.pool.get().await?),
+        )
+        .await?;
         let mut leases = Leases::default();
         for (number, released) in rows {
             if released {
@@ -103,6 +113,8 @@ impl Store {
     }
 
     pub async fn leave(&self) -> sqlx::Result<()> {
-        answered(sqlx::query(LEAVE).bind(self.worker).execute(&self.pool)).await.map(drop)
+        answered(sqlx::query(LEAVE).bind(self.worker).execute(&mut *self.pool.get().await?))
+            .await
+            .map(drop)
     }
 }

@@ -14,12 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use shared::announcement::Epoch;
-use shared::database::{self, Database, answered};
+use shared::database::{Database, answered};
 use shared::lifecycle::{Backoff, Stop, pause};
 use shared::partition::{Partition, PartitionCount};
-use sqlx::Postgres;
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgPool;
+use shared::pool::{Connection, Pool};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
@@ -51,8 +49,8 @@ const IS_DURABLE: &str = "SELECT current_setting('fsync')::bool";
 /// A worker's hold on Postgres. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    pool: PgPool,
-    committing: Arc<Mutex<Option<PoolConnection<Postgres>>>>,
+    pool: Pool,
+    committing: Arc<Mutex<Option<Connection>>>,
     worker: Uuid,
     waiting: Arc<AtomicBool>,
 }
@@ -78,7 +76,7 @@ impl Store {
     }
 
     /// The connections, to be counted.
-    pub fn pool(&self) -> &PgPool {
+    pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
@@ -95,7 +93,7 @@ impl Store {
 
     /// Whether what Postgres commits is on its disk then; an error if it does not answer.
     pub async fn is_durable(&self) -> sqlx::Result<bool> {
-        answered(sqlx::query_scalar(IS_DURABLE).fetch_one(&self.pool)).await
+        answered(sqlx::query_scalar(IS_DURABLE).fetch_one(&mut *self.pool.get().await?)).await
     }
 
     /// Makes the rows of the partitions as soon as Postgres answers. `None` if the stop came first.
@@ -119,14 +117,20 @@ impl Store {
             .iter()
             .map(|_| Epoch::random().map(|epoch| epoch.0))
             .collect::<Result<_, _>>()?;
-        answered(sqlx::query(PREPARE).bind(partitions).bind(epochs).execute(&self.pool)).await?;
+        answered(
+            sqlx::query(PREPARE)
+                .bind(partitions)
+                .bind(epochs)
+                .execute(&mut *self.pool.get().await?),
+        )
+        .await?;
         Ok(())
     }
 }
 
-fn connect(database: &Database) -> PgPool {
+fn connect(database: &Database) -> Pool {
     // What is announced as stored must survive a power cut, whatever is the default for others.
-    database::pool(database, APPLICATION, CONNECTIONS, &[("synchronous_commit", "on")])
+    Pool::new(database, APPLICATION, CONNECTIONS, &[("synchronous_commit", "on")])
 }
 
 /// A stream sequence as Postgres stores it; JetStream's never reach the sign.

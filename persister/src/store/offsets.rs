@@ -119,7 +119,8 @@ impl Store {
     pub async fn offsets(&self, partitions: &[Partition]) -> sqlx::Result<Vec<Offset>> {
         let numbers: Vec<i16> = partitions.iter().copied().map(Partition::to_column).collect();
         let query = sqlx::query_as(OFFSETS).bind(self.worker).bind(numbers);
-        let rows: Vec<(i16, i64, i64, i64)> = answered(query.fetch_all(&self.pool)).await?;
+        let rows: Vec<(i16, i64, i64, i64)> =
+            answered(query.fetch_all(&mut *self.pool.get().await?)).await?;
         let offset = |(number, epoch, sequence, announced): (i16, i64, i64, i64)| Offset {
             partition: partition(number),
             stored: Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() },
@@ -132,7 +133,8 @@ impl Store {
     pub async fn marks(&self) -> sqlx::Result<Vec<Mark>> {
         type Time = Option<OffsetDateTime>;
         type Row = (i16, i64, i64, Time, Time, Option<i64>, Time);
-        let rows: Vec<Row> = answered(sqlx::query_as(MARKS).fetch_all(&self.pool)).await?;
+        let rows: Vec<Row> =
+            answered(sqlx::query_as(MARKS).fetch_all(&mut *self.pool.get().await?)).await?;
         let mark = |(number, epoch, sequence, recorded_at, created, head, head_at): Row| Mark {
             partition: partition(number),
             stored: Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() },
@@ -165,7 +167,7 @@ impl Store {
             .bind(stream_created_at)
             .bind(head.map(|head| column(head.sequence)))
             .bind(head.map(|head| head.recorded_at));
-        Ok(answered(query.execute(&self.pool)).await?.rows_affected())
+        Ok(answered(query.execute(&mut *self.pool.get().await?)).await?.rows_affected())
     }
 
     /// Gives a fingerprint to those of the partitions that have none.
@@ -173,7 +175,7 @@ impl Store {
         let query = bind_observed(sqlx::query(MARK), observed)
             .bind(column(head.sequence))
             .bind(head.recorded_at);
-        answered(query.execute(&self.pool)).await.map(drop)
+        answered(query.execute(&mut *self.pool.get().await?)).await.map(drop)
     }
 
     /// Moves the offsets of partitions in which nothing is pending up to a sequence.
@@ -187,7 +189,11 @@ impl Store {
             idle.iter().map(|(partition, _)| partition.to_column()).collect();
         let sequences: Vec<i64> = idle.iter().map(|(_, sequence)| column(*sequence)).collect();
         let query = sqlx::query(MOVE_IDLE).bind(partitions).bind(sequences);
-        answered(query.bind(column(to)).bind(stream_created_at).execute(&self.pool)).await.map(drop)
+        answered(
+            query.bind(column(to)).bind(stream_created_at).execute(&mut *self.pool.get().await?),
+        )
+        .await
+        .map(drop)
     }
 }
 

@@ -3,9 +3,9 @@
 use shared::database::{self, Database, Extent, answered};
 use shared::message::Message;
 use shared::partition::Partition;
+use shared::pool::Pool;
 use shared::timestamp::Timestamp;
-use sqlx::postgres::PgPool;
-use time::{OffsetDateTime, PrimitiveDateTime};
+use time::OffsetDateTime;
 
 use crate::store::{connect, counts};
 
@@ -43,7 +43,7 @@ const SESSION_AGES: &str = r#"
 
 /// A command's hold on Postgres.
 pub struct OperatorStore {
-    pool: PgPool,
+    pool: Pool,
 }
 
 /// A record that could not be stored.
@@ -67,7 +67,7 @@ pub struct StoredMessage {
     id: String,
     sender: String,
     content: String,
-    created_at: PrimitiveDateTime,
+    created_at: Timestamp,
     #[sqlx(rename = "isAI")]
     is_ai: bool,
     chat_session_id: String,
@@ -82,7 +82,7 @@ impl StoredMessage {
             id: &self.id,
             sender: &self.sender,
             content: &self.content,
-            created_at: Timestamp::from_column(self.created_at),
+            created_at: self.created_at,
             is_ai: self.is_ai,
             chat_session_id: &self.chat_session_id,
         }
@@ -97,7 +97,7 @@ pub struct SessionAge {
     /// What clients call it.
     pub session_id: String,
     /// When it was opened.
-    pub created_at: PrimitiveDateTime,
+    pub created_at: Timestamp,
     /// Whether nothing was said in it since the time that was asked for.
     pub is_quiet: bool,
 }
@@ -105,7 +105,7 @@ pub struct SessionAge {
 impl OperatorStore {
     /// Prepares the pool; connects when first used.
     pub fn connect(database: &Database) -> Self {
-        Self { pool: connect(database) }
+        Self { pool: connect(database).patient() }
     }
 
     /// How far every partition is stored, also those of other workers.
@@ -116,33 +116,41 @@ impl OperatorStore {
     /// The oldest dead letters.
     pub async fn dead_letters(&self, limit: u32) -> sqlx::Result<Vec<DeadLetter>> {
         let query = sqlx::query_as(DEAD_LETTERS).bind(None::<i64>).bind(i64::from(limit));
-        answered(query.fetch_all(&self.pool)).await
+        answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
     pub async fn dead_letter(&self, id: i64) -> sqlx::Result<Option<DeadLetter>> {
-        answered(sqlx::query_as(DEAD_LETTERS).bind(id).bind(1_i64).fetch_optional(&self.pool)).await
+        answered(
+            sqlx::query_as(DEAD_LETTERS)
+                .bind(id)
+                .bind(1_i64)
+                .fetch_optional(&mut *self.pool.get().await?),
+        )
+        .await
     }
 
     /// Forgets a dead letter.
     pub async fn drop_dead_letter(&self, id: i64) -> sqlx::Result<()> {
-        answered(sqlx::query(DROP_DEAD_LETTER).bind(id).execute(&self.pool)).await.map(drop)
+        answered(sqlx::query(DROP_DEAD_LETTER).bind(id).execute(&mut *self.pool.get().await?))
+            .await
+            .map(drop)
     }
 
     /// Whether anything of a session is stored.
     pub async fn knows_session(&self, session_id: &str) -> sqlx::Result<bool> {
         let query = sqlx::query_scalar(KNOWS_SESSION).bind(session_id.to_owned());
-        answered(query.fetch_one(&self.pool)).await
+        answered(query.fetch_one(&mut *self.pool.get().await?)).await
     }
 
     /// How many of these sessions are stored.
     pub async fn count_sessions(&self, session_ids: &[String]) -> sqlx::Result<i64> {
         let query = sqlx::query_scalar(COUNT_SESSIONS).bind(session_ids.to_vec());
-        answered(query.fetch_one(&self.pool)).await
+        answered(query.fetch_one(&mut *self.pool.get().await?)).await
     }
 
     /// A session and what is said in it now, if it is stored.
     pub async fn extent(&self, session_id: &str) -> sqlx::Result<Option<Extent>> {
-        database::extent(&self.pool, session_id).await
+        database::extent(&mut *self.pool.get().await?, true, session_id).await
     }
 
     /// At most `limit` messages of the session with this key behind a `seq` and up to another one, oldest
@@ -159,7 +167,7 @@ impl OperatorStore {
             .bind(after)
             .bind(last)
             .bind(i64::from(limit));
-        answered(query.fetch_all(&self.pool)).await
+        answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
     /// At most `limit` sessions behind the given one that were opened before a time, oldest first.
@@ -172,8 +180,8 @@ impl OperatorStore {
         let query = sqlx::query_as(SESSION_AGES)
             .bind(behind.map(|session| session.created_at))
             .bind(behind.map(|session| session.id.clone()).unwrap_or_default())
-            .bind(Timestamp::truncate(before).to_column())
+            .bind(Timestamp::truncate(before))
             .bind(i64::from(limit));
-        answered(query.fetch_all(&self.pool)).await
+        answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 }

@@ -13,11 +13,14 @@ mod signals;
 mod tools;
 
 use std::env;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use clap::Parser;
 use stack::machine::Machine;
+use stack::npm;
 
 use home::Home;
 use options::Options;
@@ -47,6 +50,11 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
 }
 
+/// The files of Socket.IO's client for browsers, or why they are not here; nothing where the settings name some.
+fn client_files(machine: &Machine, settings: &Settings) -> Option<Result<PathBuf>> {
+    (!settings.has_client_files).then(|| npm::client_files(machine, &settings.project))
+}
+
 fn up(
     options: &Options,
     machine: &Machine,
@@ -55,8 +63,15 @@ fn up(
     signals: &Signals,
 ) -> Result<ExitCode> {
     let servers = Servers::prepare(machine, settings, home)?;
-    let programs = programs::build(machine, settings, home, options, signals)?;
-    let mut running = Running::new(servers, signals);
+    // Beside the build, which takes longer.
+    let (client_files, programs) = thread::scope(|scope| {
+        let fetching = scope.spawn(|| client_files(machine, settings));
+        let programs = programs::build(machine, settings, home, options, signals);
+        let fetched = fetching.join();
+        (fetched.unwrap_or_else(|_| Some(Err(Error::msg("they cannot be fetched")))), programs)
+    });
+    let programs = programs?;
+    let mut running = Running::new(servers, client_files, signals);
     let result = running.start(machine, settings, options, &programs, home).and_then(|()| {
         match options.command.split_first() {
             None => running.until_stopped(),

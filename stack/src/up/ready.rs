@@ -1,4 +1,4 @@
-//! One look at `/ready`.
+//! One look at what a service says.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,10 +18,19 @@ pub(crate) struct Answer {
 
 /// Asks a service whether it takes work.
 pub(crate) fn ask(address: SocketAddr) -> Result<Answer> {
+    get(address, "/ready")
+}
+
+/// Whether something is served at a path.
+pub(crate) fn serves(address: SocketAddr, path: &str) -> bool {
+    get(address, path).is_ok_and(|answer| answer.ready)
+}
+
+fn get(address: SocketAddr, path: &str) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWERS_WITHIN)?;
     stream.set_read_timeout(Some(ANSWERS_WITHIN))?;
     stream.set_write_timeout(Some(ANSWERS_WITHIN))?;
-    write!(stream, "GET /ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     parse(&answer).context("that is not HTTP")

@@ -1,6 +1,7 @@
 //! A stack while it runs.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -29,14 +30,21 @@ pub(crate) struct Running {
     servers: Servers,
     persisters: Vec<Service>,
     gateways: Vec<Service>,
+    /// As [`Maker::client_files`].
+    client_files: Option<Result<PathBuf>>,
     signals: Signals,
     url: String,
 }
 
 impl Running {
-    pub(crate) fn new(servers: Servers, signals: &Signals) -> Self {
+    pub(crate) fn new(
+        servers: Servers,
+        client_files: Option<Result<PathBuf>>,
+        signals: &Signals,
+    ) -> Self {
         let (persisters, gateways) = (Vec::new(), Vec::new());
-        Self { servers, persisters, gateways, signals: signals.clone(), url: String::new() }
+        let signals = signals.clone();
+        Self { servers, persisters, gateways, client_files, signals, url: String::new() }
     }
 
     /// Starts everything and says so once all of it takes work.
@@ -49,7 +57,14 @@ impl Running {
         home: &Home,
     ) -> Result<()> {
         self.servers.start(home)?;
-        let maker = Maker { machine, settings, programs, servers: &self.servers, home };
+        let maker = Maker {
+            machine,
+            settings,
+            programs,
+            servers: &self.servers,
+            home,
+            client_files: &self.client_files,
+        };
         for number in 1..=options.persisters {
             self.persisters.push(maker.persister(number)?);
         }
@@ -98,6 +113,7 @@ impl Running {
         let metrics: Vec<_> = self.services().map(Service::metrics).collect();
         let entries = [
             ("Chat", chats.join("\n")),
+            ("Try it", self.pages()),
             ("Docs", format!("{}/docs", self.url)),
             ("Database", database),
             ("Metrics", metrics.join("\n")),
@@ -114,6 +130,17 @@ impl Running {
             }
         }
         block
+    }
+
+    /// Where the pages to try the chat are, if there are any, or what they lack.
+    fn pages(&self) -> String {
+        if !self.gateways.first().is_some_and(|gateway| gateway.serves("/agent")) {
+            return String::new();
+        }
+        match &self.client_files {
+            Some(Err(error)) => format!("not yet: {error:#}"),
+            Some(Ok(_)) | None => format!("{0}/  as a visitor\n{0}/agent  the inbox", self.url),
+        }
     }
 
     /// Waits until we are asked to stop; an error if something ends before.

@@ -135,6 +135,7 @@ fn own_postgres(machine: &Machine, home: &Home) -> Result<Postgres> {
 
 fn own_nats(machine: &Machine, home: &Path) -> Result<Nats> {
     let settings = nats::Settings {
+        sync_interval: Some(nats::SYNC_INTERVAL.to_owned()),
         password: true,
         output: Output::Prefixed(Lines::Except(NATS_CHATTER)),
         ..nats::Settings::default()

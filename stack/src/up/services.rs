@@ -1,6 +1,7 @@
 //! The persisters and gateways.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
@@ -40,6 +41,8 @@ pub(crate) struct Maker<'a> {
     pub programs: &'a Programs,
     pub servers: &'a Servers,
     pub home: &'a Home,
+    /// The files of Socket.IO's client for browsers, or why they are not here; nothing where the settings name some.
+    pub client_files: &'a Option<Result<PathBuf>>,
 }
 
 impl Maker<'_> {
@@ -58,6 +61,10 @@ impl Maker<'_> {
         let program = self.program("gateway", number)?.env("PORT", port.to_string());
         let ops_address = SocketAddr::from(([127, 0, 0, 1], ops.number()));
         let program = program.env("OPS_ADDRESS", ops_address.to_string());
+        let program = match self.client_files {
+            Some(Ok(folder)) => program.env("SOCKET_IO_CLIENT", folder),
+            Some(Err(_)) | None => program,
+        };
         let child = program.start(self.machine)?;
         Ok(Service { child, address: self.settings.address(port), ops: ops_address, _port: ops })
     }
@@ -79,6 +86,11 @@ impl Maker<'_> {
 impl Service {
     pub(crate) fn name(&self) -> &str {
         self.child.name()
+    }
+
+    /// Whether it serves something at this path.
+    pub(crate) fn serves(&self, path: &str) -> bool {
+        ready::serves(self.address, path)
     }
 
     /// Where it tells operators of itself.

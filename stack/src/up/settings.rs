@@ -9,6 +9,11 @@ use anyhow::{Context, Result, bail};
 
 use super::options::Options;
 
+/// As the services read it.
+#[expect(unreachable_pub, reason = "it is public where it is at home")]
+#[path = "../../../shared/src/env_file.rs"]
+mod env_file;
+
 const DEFAULT_PORT: u16 = 4000;
 
 /// The settings that matter before the services read theirs.
@@ -28,6 +33,8 @@ pub(crate) struct Settings {
     pub nats_url: Option<String>,
     /// The folder of the data folders.
     pub data_dir: Option<PathBuf>,
+    /// Whether the files of Socket.IO's client for browsers are given.
+    pub has_client_files: bool,
 }
 
 impl Settings {
@@ -54,6 +61,7 @@ impl Settings {
             host: reachable(value("HOST")),
             database_url: server("DATABASE_URL"),
             nats_url: server("NATS_URL"),
+            has_client_files: value("SOCKET_IO_CLIENT").is_some(),
             data_dir: value("DATA_DIR").map(|folder| project.join(folder)),
             project,
         })
@@ -90,12 +98,11 @@ fn project() -> Result<PathBuf> {
 }
 
 fn dot_env(project: &Path) -> Result<HashMap<String, String>> {
-    let path = project.join(".env");
-    if !path.exists() {
-        return Ok(HashMap::new());
+    let file = env_file::EnvFile::read(&project.join(".env")).context("cannot read .env")?;
+    if let Some(line) = file.passed_over.first() {
+        eprintln!("line {line} of .env sets nothing and is passed over");
     }
-    let pairs = dotenvy::from_path_iter(&path).context("cannot read .env")?;
-    pairs.collect::<Result<_, _>>().context("a line of .env is wrong")
+    Ok(file.values)
 }
 
 fn port(value: Option<String>) -> Result<u16> {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
+use crate::acks::is_taken_text;
 use crate::socket_client::SocketClient;
 
 /// Visitors, each in a session of its own.
@@ -62,7 +63,7 @@ async fn answered(socket: &mut SocketClient) -> Result<(Duration, Duration)> {
     loop {
         let text = socket.next().await?;
         if text.starts_with("43") {
-            ensure!(text.contains("accepted"), "refused: {text}");
+            ensure!(is_taken_text(&text), "refused: {text}");
             ack = Some(start.elapsed());
         } else {
             message = Some(start.elapsed());

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::time::interval;
 
 use super::attack::{Done, FROM, add};
+use crate::acks::is_taken_text;
 use crate::socket_client::SocketClient;
 
 /// New connections at a time, or the attacker's own queue would slow it down.
@@ -95,7 +96,7 @@ async fn flood(
         if number % at_once == 0 {
             socket.flush().await?;
             while let Some(answer) = socket.next_now() {
-                add(&done.taken, u64::from(answer?.contains("accepted")));
+                add(&done.taken, u64::from(is_taken_text(&answer?)));
             }
             // Others of this process have their turn.
             tokio::task::yield_now().await;

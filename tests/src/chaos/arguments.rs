@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use stack::nats::SYNC_INTERVAL;
+
+use crate::power::{Case, Plan};
 
 use super::{random, schedule};
 
 /// Breaks everything under load and looks whether a promise breaks with it.
 ///
 /// Kills, stops, freezes and cuts off gateways, persisters, NATS and Postgres as a seed says, fills the log,
-/// puts foreign records into it, puts older logs and dumps back, steps the clock of the leases, deletes
+/// puts foreign records into it, wipes the log or tears its tail off, puts older logs and dumps back, steps the clock of the leases, deletes
 /// sessions by SQL, while real clients talk. Ends at once with what broke, or after all
 /// was mended with a table.
 #[derive(Clone, Debug, Parser)]
@@ -46,6 +49,17 @@ pub struct Arguments {
     /// In place of the schedule: processes are only asked to stop, and started again.
     #[arg(long, value_enum, conflicts_with_all = ["only", "without", "minutes", "postgres_away"])]
     pub restart: Option<Restart>,
+    /// In place of the schedule: NATS and Postgres lie on a disk whose power is cut under load; only these cases,
+    /// with commas, or all. Root's, where loop devices may be mounted.
+    #[arg(long, value_enum, value_name = "CASES", value_delimiter = ',', num_args = 0..,
+        conflicts_with_all = ["only", "without", "minutes", "postgres_away", "restart"])]
+    pub power_cut: Option<Vec<Case>>,
+    /// How often each case of `--power-cut`.
+    #[arg(long, default_value_t = 1)]
+    pub rounds: u32,
+    /// `sync_interval` of the nats-server under `--power-cut`.
+    #[arg(long, default_value = SYNC_INTERVAL)]
+    pub sync_interval: String,
     /// Seconds that anything may take longer than promised: for the load of this machine.
     #[arg(long, default_value_t = 3)]
     pub slack: u64,
@@ -83,6 +97,23 @@ impl Arguments {
             && self.restart.is_none()
             && (self.only.is_empty() || self.only.iter().any(is_of))
             && !self.without.iter().any(is_of)
+    }
+
+    /// Which power cuts are asked for, if any.
+    pub(super) fn power_cases(&self) -> Option<Vec<Case>> {
+        let cases = self.power_cut.as_deref()?;
+        Some(if cases.is_empty() { &Case::ALL } else { cases }.to_vec())
+    }
+
+    /// What each power cut is made of.
+    pub(super) fn power_plan(&self) -> Plan {
+        Plan {
+            gateways: self.gateways.into(),
+            persisters: self.persisters.into(),
+            rate: self.rate,
+            sync_interval: self.sync_interval.clone(),
+            seed: self.seed,
+        }
     }
 
     /// What to type to repeat it.

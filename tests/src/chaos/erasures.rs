@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use shared::ids::SessionId;
-use shared::log::Log;
+use shared::log::{Log, StreamName};
 use shared::partition::PartitionCount;
 use shared::record::Record;
 use shared::subjects;
@@ -20,8 +20,8 @@ use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::Service;
 use crate::binaries::Binaries;
+use crate::{Service, is_taken};
 
 use super::broken::{Broken, Promise};
 use super::client;
@@ -125,7 +125,7 @@ impl Doomed {
             sleep(EVERY).await;
             let said = timeout(ANSWERS_WITHIN, self.say(&mut socket)).await;
             if let Ok(Ok(answer)) = said {
-                self.judge(answer["error"]["code"].as_str(), answer["status"] == "accepted");
+                self.judge(answer["error"]["code"].as_str(), is_taken(&answer));
                 continue;
             }
             turn += 1;
@@ -295,7 +295,7 @@ pub(super) async fn judge(world: &World) -> Result<Vec<Broken>> {
         broken.push(Broken::new(Promise::Erased, text));
     }
     let jetstream = async_nats::jetstream::new(world.stack.nats_client().await);
-    let (log, partitions) = shared::log::find(&jetstream).await?;
+    let (log, partitions) = shared::log::find(&jetstream, &StreamName::default()).await?;
     for (number, session) in sessions.iter().enumerate() {
         // What is deleted by SQL stays in the log until it is trimmed.
         if erased.contains(session)

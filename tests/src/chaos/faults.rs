@@ -16,7 +16,7 @@ use super::broken::{Broken, Promise};
 use super::erasures;
 use super::fill;
 use super::foreign;
-use super::older_log::OlderLog;
+use super::older_log::{self, OlderLog};
 use super::restore::Dumps;
 use super::schedule::{Fault, Target, What};
 use super::world::{Leave, World};
@@ -87,6 +87,7 @@ impl Faults {
         let _held = self.hold(self.targets(what)).await;
         let span = self.world.spans.begin(what);
         match what {
+            What::LoseLog { all } => self.lose_log(all, lasts).await?,
             What::Kill(target) => self.kill(target, lasts).await,
             What::Stop(target) => self.stop(target, lasts).await,
             What::Pause(target) => self.pause(target, lasts).await,
@@ -102,24 +103,25 @@ impl Faults {
         }
         self.world.spans.end(span);
         if self.world.arguments.postgres_away.is_some() {
-            self.drain().await;
+            self.world.has_drained(self.drain().await);
         }
         Ok(())
     }
 
-    /// Waits until everything that was said before is shown.
-    async fn drain(&self) {
+    /// Waits until everything that was acked before is shown; how long it took.
+    async fn drain(&self) -> Duration {
         let back = Instant::now();
         while self.world.rooms().iter().any(|room| room.waits_since(back)) {
             sleep(DRAIN_LOOK).await;
         }
-        self.world.has_drained(back.elapsed());
+        back.elapsed()
     }
 
     fn targets(&self, what: What) -> BTreeSet<Target> {
         let persister = |target: &&Target| matches!(target, Target::Persister(_));
         match what {
             What::Fill { .. } => self.processes.keys().filter(persister).copied().collect(),
+            What::LoseLog { .. } => self.processes.keys().copied().collect(),
             _ => what.targets(),
         }
     }
@@ -261,18 +263,19 @@ impl Faults {
         Ok(())
     }
 
+    /// Nothing else is broken until what the gateways published again is stored: it was with them alone.
+    async fn lose_log(&self, all: bool, behind: Duration) -> Result<()> {
+        older_log::lose(&self.world, all, behind).await?;
+        self.drain().await;
+        Ok(())
+    }
+
     /// Kills an owner, and moves all leases as a clock would that steps back; the others must take what it had
     /// all the same.
     async fn step_clock_back(&self, target: Target, lasts: Duration) -> Result<()> {
         let stack = &self.world.stack;
         service(stack, target).map(Service::kill).unwrap_or_default();
-        let pool = stack.pool();
-        for moved in [
-            r#"UPDATE "LogPartition" SET "leaseUntil" = "leaseUntil" + interval '1 hour'"#,
-            r#"UPDATE "Worker" SET "aliveUntil" = "aliveUntil" + interval '1 hour'"#,
-        ] {
-            sqlx::query(moved).execute(&pool).await?;
-        }
+        crate::step_clock_back(&stack.pool()).await?;
         sleep(lasts).await;
         self.start(target).await;
         Ok(())
@@ -298,6 +301,6 @@ fn service(stack: &Stack, target: Target) -> Option<&Service> {
     match target {
         Target::Gateway(index) => Some(stack.gateway(index)),
         Target::Persister(index) => Some(stack.persister(index)),
-        Target::Nats | Target::Postgres | Target::Log => None,
+        Target::Nats | Target::Postgres | Target::Log | Target::Clients => None,
     }
 }

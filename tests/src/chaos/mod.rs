@@ -33,13 +33,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use stack::nats::SYNC_INTERVAL;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{sleep, sleep_until, timeout};
 
 pub use arguments::{Arguments, Restart};
+pub(crate) use random::Random;
 
 use crate::binaries::{Binaries, workspace};
-use crate::{Link, Stack};
+use crate::{Link, Stack, power};
 
 use broken::Broken;
 use faults::Faults;
@@ -70,6 +72,10 @@ const MIGRATES_WITHIN: Duration = Duration::from_mins(1);
 /// Runs it; the exit code says whether every promise held.
 pub async fn run(arguments: Arguments) -> ExitCode {
     println!("{}", arguments.command());
+    if let Some(cases) = arguments.power_cases() {
+        let held = power::drill(&cases, arguments.rounds, &arguments.power_plan()).await;
+        return if held { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     // The harness's futures stay on one thread.
     match LocalSet::new().run_until(Box::pin(attempt(arguments.clone()))).await {
         Ok(true) => ExitCode::SUCCESS,
@@ -123,8 +129,7 @@ async fn stack(arguments: &Arguments) -> Stack {
         .gateways(arguments.gateways.into())
         .persisters(arguments.persisters.into())
         .durable()
-        // A killed process leaves what it wrote to the system; only a power cut needs more.
-        .nats_sync_interval("2m")
+        .nats_sync_interval(SYNC_INTERVAL)
         .env("LOG_MAX_BYTES", LOG_MAX_BYTES)
         .persister_env("LOG_KEEP", LOG_KEEP)
         .proxy(Link::GatewayNats)
@@ -222,13 +227,7 @@ async fn first_breakage(world: &World) -> Broken {
 /// Copies what the processes printed, the schedule and the breakages to where they outlive the run.
 fn keep_logs(world: &World, plan: &[Fault], broken: &[Broken]) -> Result<PathBuf> {
     let kept = workspace().join(format!("target/chaos/seed-{}", world.arguments.seed));
-    fs::create_dir_all(&kept)?;
-    for file in fs::read_dir(world.stack.home.path())?.flatten() {
-        let path = file.path();
-        if path.extension() == Some("log".as_ref()) {
-            fs::copy(&path, kept.join(file.file_name()))?;
-        }
-    }
+    world.stack.keep_logs(&kept)?;
     write(&kept.join("schedule.txt"), plan)?;
     write(&kept.join("faults.txt"), &world.spans.account(world.started))?;
     write(&kept.join("broken.txt"), broken)?;

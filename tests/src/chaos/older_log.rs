@@ -1,20 +1,21 @@
 //! An older copy of the log in the place of the present one, as a restored volume would be, or a disk that
 //! lost its tail.
 //!
-//! What was acked and is not stored would be lost with it, and nobody promises otherwise. So gateways are cut
-//! off first, and the copy is put in place only once everything that the log took is stored.
+//! It is put in place in two ways: while partitions are idle, once everything that the log took is stored; and
+//! under load, by a [`lose`] that takes with it what was acked and is not stored. The gateways that took it
+//! live on, and publish it again.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use async_nats::jetstream;
-use shared::log::Log;
+use shared::log::StreamName;
+use shared::partition::Partition;
 use shared::subjects;
 use tokio::time::sleep;
 
-use crate::{Link, Proxy};
+use crate::{Link, Proxy, copy_folder};
 
 use super::world::World;
 
@@ -66,47 +67,56 @@ impl OlderLog {
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), target)?;
-        }
+/// The log loses what it took, under load: all of it, or what came after a copy of now. The persisters are behind
+/// by then, and what was accepted meanwhile is nowhere but with its gateways.
+pub(super) async fn lose(world: &World, all: bool, behind: Duration) -> Result<()> {
+    // What a gateway took in an earlier life is with nobody.
+    everything_is_stored(world).await?;
+    let stack = &world.stack;
+    let copy = if all { None } else { Some(OlderLog::copy(world).await?) };
+    let persisters: Vec<_> = stack.proxies(Link::PersisterNats).collect();
+    persisters.iter().copied().for_each(Proxy::cut);
+    sleep(behind).await;
+    stack.nats().kill().await;
+    stack.nats().wipe();
+    if let Some(copy) = copy {
+        fs::rename(copy.files, stack.nats().store())?;
     }
+    stack.nats().start().await;
+    persisters.into_iter().for_each(Proxy::mend);
     Ok(())
 }
 
-/// Waits until Postgres has all that the log holds. Nobody puts anything into it any more.
+/// Waits until Postgres has all that the log took before.
 async fn everything_is_stored(world: &World) -> Result<()> {
-    let log = async_nats::jetstream::new(world.stack.nats_client().await);
     let until = Instant::now() + STORED_WITHIN;
     sleep(SETTLES).await;
-    while !is_everything_stored(world, &log).await? {
+    let taken = newest_records(world).await?;
+    while !are_stored(world, &taken).await? {
         ensure!(Instant::now() < until, "the log is not stored within {STORED_WITHIN:?}");
         sleep(LOOK).await;
     }
     Ok(())
 }
 
-async fn is_everything_stored(world: &World, jetstream: &jetstream::Context) -> Result<bool> {
-    let (log, partitions) = shared::log::find(jetstream).await?;
-    let stored = r#"SELECT "partition", "sequence" FROM "LogPartition""#;
-    let stored: Vec<(i16, i64)> = sqlx::query_as(stored).fetch_all(&world.stack.pool()).await?;
+/// The sequence of the newest record of each partition.
+async fn newest_records(world: &World) -> Result<Vec<(Partition, u64)>> {
+    let log = async_nats::jetstream::new(world.stack.nats_client().await);
+    let (log, partitions) = shared::log::find(&log, &StreamName::default()).await?;
+    let mut newest = Vec::new();
     for partition in partitions.all() {
-        let last = last_sequence(&log, &subjects::requests_of(partition)).await?;
-        let place = stored.iter().find(|(number, _)| *number == partition.to_column());
-        if place.is_none_or(|(_, sequence)| sequence.cast_unsigned() < last) {
-            return Ok(false);
-        }
+        let last = log.last_record(&subjects::requests_of(partition)).await?;
+        newest.push((partition, last.map_or(0, |last| last.sequence)));
     }
-    Ok(true)
+    Ok(newest)
 }
 
-async fn last_sequence(log: &Log, subject: &str) -> Result<u64> {
-    let last = log.last_record(subject).await?;
-    Ok(last.map_or(0, |last| last.sequence))
+async fn are_stored(world: &World, taken: &[(Partition, u64)]) -> Result<bool> {
+    let stored = r#"SELECT "partition", "sequence" FROM "LogPartition""#;
+    let stored: Vec<(i16, i64)> = sqlx::query_as(stored).fetch_all(&world.stack.pool()).await?;
+    let is_stored = |(partition, last): &(Partition, u64)| {
+        let place = stored.iter().find(|(number, _)| *number == partition.to_column());
+        place.is_some_and(|(_, sequence)| sequence.cast_unsigned() >= *last)
+    };
+    Ok(taken.iter().all(is_stored))
 }

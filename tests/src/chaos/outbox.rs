@@ -12,6 +12,7 @@ use super::broken::{Broken, Promise};
 use super::ledger::{Refusal, Role, Room};
 use super::random::Random;
 use super::world::{World, count};
+use crate::is_taken;
 
 /// A client gives the connection up when an answer takes longer: 5 s are promised.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(9);
@@ -172,7 +173,7 @@ impl Outbox {
             self.in_time(since, gateway)?;
         }
         let text = |key: &str| answer.get(key).and_then(Value::as_str);
-        if let (Some(id), Some("accepted")) = (text("id"), text("status")) {
+        if let (Some(id), true) = (text("id"), is_taken(answer)) {
             let took = self.room.acked(&self.pending[place].offset, id)?;
             self.world.tally.acked(took);
             self.pending.remove(place);

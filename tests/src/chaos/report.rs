@@ -63,16 +63,15 @@ pub(super) fn table(world: &World, verdict: &Verdict, broken: &[Broken]) -> Stri
         row(&format!("refused: {reason}"), count.to_string());
     }
     let (alone, calm, (longest, kinds)) = world.spans.silences();
-    let acks = |name: &str, came: &dyn Fn(Instant) -> bool| {
-        let took = tally.acks(came);
-        let at = |percent: usize| took.get((took.len() * percent / 100).min(took.len().max(1) - 1));
-        let times = [50, 99, 100].map(|percent| at(percent).copied().map_or("-".into(), millis));
-        (format!("acks {name}, p50 / p99 / slowest"), times.join(" / "))
-    };
-    let (name, times) = acks("while nothing was broken", &|at| !world.spans.was_broken(at));
-    row(&name, times);
-    let (name, times) = acks("while something was, with resends", &|at| world.spans.was_broken(at));
-    row(&name, times);
+    let broken_within = |from, to| world.spans.was_broken(from, to);
+    let calm_acks = tally.acks(|from, to| !broken_within(from, to));
+    row("acks while nothing was broken, p50 / p99 / slowest", quantiles(&calm_acks));
+    if let Some((_, begun)) = calm_acks.last() {
+        let mended = world.spans.mended_before(*begun);
+        let mended = mended.map(|(what, ago)| format!("{} after: {what}", seconds(ago)));
+        row("  the slowest was sent", mended.unwrap_or_else(|| "before any fault".to_owned()));
+    }
+    row("acks while something was, with resends", quantiles(&tally.acks(broken_within)));
     if let Some(drained) = world.drained() {
         row("backlog shown, after Postgres was back", seconds(drained));
     }
@@ -90,6 +89,14 @@ pub(super) fn table(world: &World, verdict: &Verdict, broken: &[Broken]) -> Stri
         row("a full log took sends again after", seconds(time));
     }
     table
+}
+
+/// Of times that are sorted.
+fn quantiles(took: &[(Duration, Instant)]) -> String {
+    let at = |percent: usize| took.get((took.len() * percent / 100).min(took.len().max(1) - 1));
+    let times =
+        [50, 99, 100].map(|percent| at(percent).map_or("-".into(), |(took, _)| millis(*took)));
+    times.join(" / ")
 }
 
 fn millis(time: Duration) -> String {

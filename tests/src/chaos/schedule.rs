@@ -1,9 +1,8 @@
 //! Which faults a run makes, and when: decided by the seed alone, before anything starts.
 //!
 //! Left out on purpose, because what was promised cannot hold in them:
-//! - a wiped log, or one that lost records that nobody stored yet: what was acked and not yet stored is gone
-//!   (the promise says so, and tests of their own show the rest). An older copy of the log is put back only
-//!   once everything is stored;
+//! - a log that loses what nobody stored yet, and with it the gateway that took it, or a sender who went from
+//!   one gateway to another meanwhile: gateways publish it again, each by itself;
 //! - a dump older than what the log still holds: what is between them cannot be replayed. So no dump
 //!   is open while the log is filled, which makes the persisters trim it to half of its room.
 
@@ -25,6 +24,8 @@ pub(super) enum Target {
     Postgres,
     /// What the log holds, not the process.
     Log,
+    /// Where the clients are.
+    Clients,
 }
 
 /// One fault.
@@ -47,6 +48,8 @@ pub(super) enum What {
     /// A copy of the log is taken, and put in its place later, once everything is stored. The gateways go
     /// on at once and give out its numbers a second time; the persisters come so much later.
     OlderLog { late_ms: u64 },
+    /// The log is wiped, or loses what came after a copy of it, while everybody talks and the persisters are behind.
+    LoseLog { all: bool },
     /// The clock of Postgres's machine steps back by an hour, so that all leases lie in the future, and one
     /// of their owners is killed.
     ClockStep(Target),
@@ -81,6 +84,7 @@ enum Card {
     Fill,
     Restore,
     OlderLog,
+    LoseLog,
     ClockStep,
     Foreign,
     Leave,
@@ -94,7 +98,7 @@ enum Kind {
     Postgres,
 }
 
-const DECK: [(Card, usize); 28] = [
+const DECK: [(Card, usize); 29] = [
     (Card::Kill(Kind::Gateway), 3),
     (Card::Kill(Kind::Persister), 4),
     (Card::Kill(Kind::Nats), 2),
@@ -119,6 +123,7 @@ const DECK: [(Card, usize); 28] = [
     (Card::Fill, 1),
     (Card::Restore, 2),
     (Card::OlderLog, 2),
+    (Card::LoseLog, 2),
     (Card::ClockStep, 2),
     (Card::Foreign, 2),
     (Card::Leave, 2),
@@ -187,7 +192,8 @@ fn restarts(arguments: &Arguments, restart: Restart) -> Vec<Fault> {
     let stop = |at, target, lasts| Fault { at, what: What::Stop(target), lasts };
     match restart {
         Restart::Rolling => {
-            let services: Vec<_> = gateways().chain(persisters()).collect();
+            // In the order of an upgrade.
+            let services: Vec<_> = persisters().chain(gateways()).collect();
             let turns = services.repeat(ROLLING_ROUNDS).into_iter().zip(0..);
             let fault =
                 |(target, turn)| stop(OUTAGE_AFTER + ROLLING_STEP * turn, target, Duration::ZERO);
@@ -314,6 +320,8 @@ impl Plan {
                 let late = if random.chance(50) { 0 } else { 500 + random.below(3_500) };
                 (What::OlderLog { late_ms: late }, random.between(300, 5_000))
             }
+            // Most of it longer than senders wait for Postgres: they are told that it is accepted.
+            Card::LoseLog => (What::LoseLog { all: random.chance(50) }, random.between(500, 4_000)),
             // Longer than a takeover may take: it must come while the owner is gone.
             Card::ClockStep => (
                 What::ClockStep(Target::Persister(random.index(persisters))),
@@ -376,6 +384,12 @@ impl Plan {
         self.faults.push(fault);
     }
 
+    fn processes(&self) -> impl Iterator<Item = Target> {
+        let gateways = (0..self.gateways).map(Target::Gateway);
+        let persisters = (0..self.persisters).map(Target::Persister);
+        gateways.chain(persisters).chain([Target::Nats, Target::Postgres])
+    }
+
     /// What the fault needs for itself, and when.
     fn needs(&self, fault: &Fault) -> Vec<(Target, Duration, Duration)> {
         let Fault { at, what, lasts } = *fault;
@@ -394,14 +408,18 @@ impl Plan {
             ],
             What::OlderLog { late_ms } => {
                 let back = end + SWAP_TAKES + Duration::from_millis(late_ms) + SETTLE;
-                let services = (0..self.gateways)
-                    .map(Target::Gateway)
-                    .chain((0..self.persisters).map(Target::Persister));
-                let busy = services.chain([Target::Nats, Target::Postgres]);
+                let busy = self.processes().map(|target| (target, end, back));
                 let copied = [(Target::Nats, at, at + COPY_TAKES)];
                 let log = [(Target::Log, at, end + REPLAY_TAKES)];
-                busy.map(|target| (target, end, back)).chain(copied).chain(log).collect()
+                busy.chain(copied).chain(log).collect()
             }
+            What::LoseLog { .. } => {
+                let back = end + SWAP_TAKES + SETTLE;
+                let busy = self.processes().chain([Target::Clients]);
+                let log = [(Target::Log, at, end + REPLAY_TAKES)];
+                busy.map(|target| (target, at, back)).chain(log).collect()
+            }
+            What::Leave { .. } => vec![(Target::Clients, at, end + SETTLE)],
             _ => what.targets().into_iter().map(|target| (target, at, end + SETTLE)).collect(),
         }
     }
@@ -415,6 +433,7 @@ fn log_away(fault: &Fault) -> Duration {
         }
         What::Fill { .. } => fault.lasts + LOG_TRIMMED,
         What::OlderLog { .. } => SWAP_TAKES + NATS_STARTS,
+        What::LoseLog { .. } => NATS_STARTS,
         _ => Duration::ZERO,
     }
 }
@@ -438,9 +457,11 @@ impl What {
             // The clock is that of Postgres's machine, and its leases are moved there.
             Self::ClockStep(target) => return [target, Target::Postgres].into(),
             Self::Foreign { .. } => Target::Nats,
-            Self::Fill { .. } | Self::Restore | Self::OlderLog { .. } | Self::Leave { .. } => {
-                return BTreeSet::new();
-            }
+            Self::Fill { .. }
+            | Self::Restore
+            | Self::OlderLog { .. }
+            | Self::LoseLog { .. }
+            | Self::Leave { .. } => return BTreeSet::new(),
         };
         [target].into()
     }
@@ -468,6 +489,7 @@ impl fmt::Display for Target {
             Self::Nats => f.write_str("nats"),
             Self::Postgres => f.write_str("postgres"),
             Self::Log => f.write_str("log"),
+            Self::Clients => f.write_str("clients"),
         }
     }
 }
@@ -493,6 +515,8 @@ impl fmt::Display for What {
             Self::OlderLog { late_ms } => {
                 write!(f, "put older log back, persisters late by ms {late_ms}")
             }
+            Self::LoseLog { all: true } => f.write_str("wipe log under load"),
+            Self::LoseLog { all: false } => f.write_str("tear off tail of log under load"),
             Self::ClockStep(target) => write!(f, "step clock back, kill {target}"),
             Self::Foreign { count, .. } => write!(f, "foreign records {count}"),
             Self::Leave { percent, .. } => write!(f, "leave of clients {percent}%"),
@@ -528,7 +552,7 @@ mod tests {
         let arguments = Arguments::parse_from(["chaos", "--restart", "rolling"]);
         let plan = plan(&arguments);
         assert_eq!(plan.len(), 15);
-        assert_eq!(plan[2].what, What::Stop(Target::Persister(0)));
+        assert_eq!(plan[3].what, What::Stop(Target::Gateway(0)));
         assert!(plan.windows(2).all(|pair| pair[0].at + ROLLING_STEP == pair[1].at));
     }
 

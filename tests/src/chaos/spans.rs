@@ -97,10 +97,19 @@ impl Spans {
         self.state().spans.iter().map(line).collect()
     }
 
-    /// Whether something was broken then.
-    pub(super) fn was_broken(&self, at: Instant) -> bool {
-        let broken = |span: &Span| span.begun <= at && span.ended.is_none_or(|ended| at < ended);
+    /// Whether something was broken at any time between these.
+    pub(super) fn was_broken(&self, from: Instant, to: Instant) -> bool {
+        let broken = |span: &Span| span.begun <= to && span.ended.is_none_or(|ended| from < ended);
         self.state().spans.iter().any(broken)
+    }
+
+    /// What was mended last before this, and how long before.
+    pub(super) fn mended_before(&self, at: Instant) -> Option<(String, Duration)> {
+        let state = self.state();
+        let ends = state.spans.iter().filter_map(|span| Some((span.ended?, span.what)));
+        let (ended, what) =
+            ends.filter(|(ended, _)| *ended <= at).max_by_key(|(ended, _)| *ended)?;
+        Some((what.to_string(), at - ended))
     }
 
     /// Whether this gateway is stopped and started now.
@@ -160,7 +169,7 @@ impl Spans {
 impl State {
     fn overlapping(&self, since: Instant, gateway: usize) -> Vec<Span> {
         let concerns = |span: &&Span| span.what.gateway().is_none_or(|index| index == gateway);
-        let felt = |span: &&Span| span.ended.is_none_or(|ended| ended + TAIL > since);
+        let felt = |span: &&Span| span.ended.is_none_or(|ended| ended + span.felt_for() > since);
         self.spans.iter().filter(concerns).filter(felt).copied().collect()
     }
 
@@ -183,6 +192,15 @@ impl Span {
         self.ended.unwrap_or_else(Instant::now) - self.begun
     }
 
+    /// How long after it was mended.
+    fn felt_for(&self) -> Duration {
+        match self.what {
+            // What is said while the log is read anew waits behind what stands there.
+            What::Restore | What::OlderLog { .. } | What::LoseLog { .. } => REPLAY,
+            _ => TAIL,
+        }
+    }
+
     /// How much later a message may come because of it.
     fn excuses(&self) -> Duration {
         match self.what {
@@ -195,7 +213,7 @@ impl Span {
             What::Restore => self.lasted() + REPLAY,
             What::Fill { .. } => self.lasted() + TAKEOVER,
             // The whole log is read anew.
-            What::OlderLog { .. } => self.lasted() + TAKEOVER + REPLAY,
+            What::OlderLog { .. } | What::LoseLog { .. } => self.lasted() + TAKEOVER + REPLAY,
             What::Foreign { .. } | What::Leave { .. } => Duration::ZERO,
             _ => self.lasted() + RESUMES,
         }

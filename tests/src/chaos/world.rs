@@ -181,11 +181,17 @@ impl Tally {
         lock(&self.acks).push((Instant::now(), took));
     }
 
-    /// How long the acks took that came in these spans of time, shortest first.
-    pub(super) fn acks(&self, came: impl Fn(Instant) -> bool) -> Vec<Duration> {
-        let acks = lock(&self.acks);
+    /// The acks of sends whose whole wait, from the send to the ack, is one of these: the shortest first, each with
+    /// the instant of its send.
+    pub(super) fn acks(
+        &self,
+        waited: impl Fn(Instant, Instant) -> bool,
+    ) -> Vec<(Duration, Instant)> {
+        let acks = lock(&self.acks).clone();
+        let begun =
+            acks.into_iter().filter_map(|(came, took)| Some((took, came.checked_sub(took)?)));
         let mut took: Vec<_> =
-            acks.iter().filter(|(at, _)| came(*at)).map(|(_, took)| *took).collect();
+            begun.filter(|(took, begun)| waited(*begun, *begun + *took)).collect();
         took.sort_unstable();
         took
     }

@@ -23,8 +23,9 @@ use super::target::Target;
 
 /// Connections that are made at a time.
 const JOIN_AT_ONCE: usize = 64;
-/// Longest wait, after the last send, until everything was shown.
-const DRAINS_WITHIN: Duration = Duration::from_mins(1);
+/// Longest wait, after the last send, until everything was shown: what was said while Postgres was away for an hour
+/// takes minutes.
+const DRAINS_WITHIN: Duration = Duration::from_mins(15);
 /// Without anything new for so long, what is missing is missing.
 const QUIET: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(50);

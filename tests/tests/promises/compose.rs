@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -16,6 +17,8 @@ use url::Url;
 const SOON: Duration = Duration::from_secs(20);
 /// What runs to its end before the services start.
 const ONCE: [&str; 2] = ["migrate", "roles"];
+/// Where a Dockerfile begins to build what is of its own image.
+const OWN_STAGE: &str = "FROM dependencies AS build";
 /// The containers' programs that are ours and stay.
 const OURS: [(&str, &[&[Setting]]); 2] = [
     ("gateway", &[shared::settings::COMMON, gateway::config::OWN]),
@@ -119,6 +122,7 @@ fn the_example_shows_defaults_and_settings_that_exist() {
         let setting = tables.iter().find(|setting| setting.name == name);
         let examples_only = [
             "CORS_ORIGINS",
+            "TRY_PAGE",
             "INBOX_TZ",
             "TRUSTED_PROXIES",
             "POSTGRES_PASSWORD",
@@ -146,6 +150,8 @@ fn every_image_is_pinned_to_a_major_version() {
     let dockerfiles = OURS.map(|(name, _)| read(&format!("{name}/Dockerfile")));
     let bases = dockerfiles.iter().map(String::as_str).chain(inline).flat_map(str::lines);
     let bases = bases.filter_map(|line| line.strip_prefix("FROM ")?.split(' ').next());
+    // A stage of the file itself is no image.
+    let bases = bases.filter(|base| !OWN_STAGE.contains(base));
     for image in images.chain(bases) {
         let (name, tag) = image.rsplit_once(':').expect(image);
         let in_tag = tag.trim_start_matches('v').starts_with(|first: char| first.is_ascii_digit());
@@ -334,14 +340,50 @@ fn services_start_in_order_of_health_and_restart_and_may_little() {
 }
 
 #[test]
-fn images_share_their_layers_and_run_as_nobody() {
+fn images_share_the_layers_of_what_they_depend_on_and_run_as_nobody() {
     let [gateway, persister] = OURS.map(|(name, _)| instructions(&format!("{name}/Dockerfile")));
-    let shared = gateway.iter().rposition(|line| line.starts_with("FROM ")).expect("a last stage");
-    assert!(shared > 5);
-    assert_eq!(gateway[..=shared], persister[..=shared]);
+    let own = gateway.iter().position(|line| line == OWN_STAGE).expect("a stage of its own");
+    assert!(own > 5);
+    assert_eq!(gateway[..=own], persister[..=own]);
     for dockerfile in [&gateway, &persister] {
         assert!(dockerfile.contains(&"USER 65532:65532".to_owned()), "{dockerfile:?}");
     }
+}
+
+/// A change of the other service, of the tests or of the launcher leaves the layers as they are.
+#[test]
+fn a_program_is_built_from_its_own_files_and_those_of_what_it_depends_on() {
+    for (name, _) in OURS {
+        let lines = instructions(&format!("{name}/Dockerfile"));
+        let own = lines.iter().skip_while(|line| *line != OWN_STAGE).skip(1);
+        let own = own.take_while(|line| !line.starts_with("FROM "));
+        let copied = own.filter_map(|line| line.strip_prefix("COPY ")?.split_once(' '));
+        let copied = copied.filter(|(from, _)| !from.starts_with("--from="));
+        let folders: BTreeSet<String> = copied
+            .inspect(|(from, to)| assert_eq!(from, to))
+            .map(|(from, _)| from.to_owned())
+            .collect();
+        assert_eq!(folders, folders_of(name));
+        // Each is made younger than the empty programs that were built before.
+        let touched = lines.iter().rfind(|line| line.trim().starts_with("find ")).expect(name);
+        let touched = touched.trim().split(' ').skip(1).take_while(|word| !word.starts_with('-'));
+        assert_eq!(folders, touched.map(str::to_owned).collect());
+    }
+}
+
+/// The folders of the workspace that a program is made from, as the compiler noted them.
+fn folders_of(program: &str) -> BTreeSet<String> {
+    let root = workspace().canonicalize().expect("the workspace");
+    let noted = tests::program(program).with_extension("d");
+    let noted = fs::read_to_string(noted).expect("what the program was built from");
+    let (_, files) = noted.split_once(": ").expect("names of files");
+    // A space within a name is escaped.
+    let files = files.replace("\\ ", "\0");
+    let files = files.split_whitespace().map(|file| PathBuf::from(file.replace('\0', " ")));
+    let files = files.map(|file| file.canonicalize().expect("a file that is there"));
+    let inside = files.map(|file| file.strip_prefix(&root).expect("of the workspace").to_owned());
+    let folder = |file: PathBuf| Some(file.iter().next()?.to_str()?.to_owned());
+    inside.filter_map(folder).collect()
 }
 
 #[test]
@@ -365,16 +407,24 @@ fn cargo_takes_the_outline_that_dependencies_are_built_from() {
     let outline = text.lines().find_map(|line| line.strip_prefix("RUN find ")).expect("an outline");
     let mut shell = std::process::Command::new("sh");
     let shell = shell.args(["-euc", &format!("find {outline}")]).current_dir(&folder).output();
-    let mut cargo = std::process::Command::new(env!("CARGO"));
-    // It reads every target of every member, as a build does, and what is there is not fetched again.
-    cargo.args(["fetch", "--locked"]);
-    let cargo = cargo.current_dir(&folder).output();
+    let cargo = fetch(&folder);
     let left = fs::read_to_string(folder.join("gateway/src/main.rs"));
     fs::remove_dir_all(&folder).expect("a folder");
-    for output in [shell.expect("a shell"), cargo.expect("cargo")] {
+    for output in [shell.expect("a shell"), cargo] {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     assert_eq!(left.expect("a program"), "fn main() { }\n");
+}
+
+/// Cargo reads every target of every member, as a build does. It asks the registry only where something is not
+/// here, such as a crate for another system.
+fn fetch(folder: &Path) -> Output {
+    let fetch = |how: &[&str]| {
+        let mut cargo = std::process::Command::new(env!("CARGO"));
+        cargo.args(["fetch", "--locked"]).args(how).current_dir(folder).output().expect("cargo")
+    };
+    let here = fetch(&["--offline"]);
+    if here.status.success() { here } else { fetch(&[]) }
 }
 
 /// Copies what is under version control and not kept from the engine.
@@ -402,6 +452,18 @@ fn reaches_engine(rules: &[&str], file: &str) -> bool {
     };
     let last = rules.iter().rev().find(|rule| fits(rule.trim_start_matches('!')));
     last.is_none_or(|rule| rule.starts_with('!'))
+}
+
+#[test]
+fn nats_writes_the_log_to_the_disk_as_often_as_with_cargo_up() {
+    let compose = compose();
+    let command = services(&compose)["nats"]["command"][0].as_str().expect("a script");
+    let line = format!("  sync_interval: \"{}\"\n", stack::nats::SYNC_INTERVAL);
+    for (name, config) in
+        [("compose.yaml", command), ("nats.conf", read("deploy/systemd/nats.conf").as_str())]
+    {
+        assert!(config.contains(&line), "{name}: {config}");
+    }
 }
 
 /// A clone may have been made under `umask 077`: no file of it is mounted.

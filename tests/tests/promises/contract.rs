@@ -22,7 +22,35 @@ async fn many_messages_at_once_are_acked_broadcast_and_stored_in_order() {
 
 #[tokio::test]
 async fn http_answers_as_the_seed_does() {
-    Stack::start().await.node_test("rest.test.mjs", &[]).await;
+    let stack = Stack::start().await;
+    for file in ["rest.test.mjs", "host.test.mjs"] {
+        stack.node_test(file, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_message_is_told_what_is_wrong_and_what_of_it_could_be_read() {
+    let stack = Stack::start().await;
+    stack.node_test("words.test.mjs", &[]).await;
+}
+
+#[tokio::test]
+async fn pages_of_listed_origins_may_call_however_they_are_listed_and_no_others() {
+    let origins = "https://a.example:443, HTTPS://B.example/, https://*.c.example, https://bücher.example, \
+                   http://localhost:3000, capacitor://localhost, null";
+    for credentials in ["false", "true"] {
+        let stack = Stack::builder()
+            .gateway_env("CORS_ORIGINS", origins)
+            .gateway_env("CORS_CREDENTIALS", credentials)
+            .start()
+            .await;
+        stack.node_test("origins.test.mjs", &[("CREDENTIALS", credentials)]).await;
+    }
+}
+
+#[tokio::test]
+async fn requests_for_sockets_are_refused_in_the_words_of_the_server_of_node() {
+    Stack::start().await.node_test("engine.test.mjs", &[]).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
-use tests::{Backups, Client, Conversation, JsClients, Link, Stack, eventually};
+use tests::{Backups, Client, Conversation, JsClients, Link, Stack, eventually, is_taken};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
@@ -73,7 +73,7 @@ async fn send(client: &Client, session: &str, content: &str) -> Value {
 }
 
 async fn say(client: &Client, session: &str, content: &str) {
-    assert_eq!(send(client, session, content).await["status"], "accepted", "{content}");
+    assert!(is_taken(&send(client, session, content).await), "{content}");
 }
 
 async fn is_stored(stack: &Stack, session: &str, contents: &[&str]) {
@@ -651,6 +651,41 @@ async fn a_prune_that_is_killed_goes_on_where_it_was_and_leaves_what_is_young() 
     let nothing = prints(&stack, &["prune", "--older-than", "90d"]).await;
     assert!(nothing.lines().last().unwrap().starts_with("erased 0 sessions"), "{nothing}");
     assert!(!run(&stack, &["prune", "--older-than", "soon"]).await.status.success());
+}
+
+/// What the persisters erased by themselves, each.
+async fn pruned(stack: &Stack) -> Vec<u64> {
+    let mut pruned = Vec::new();
+    for persister in stack.persisters() {
+        let metrics = stack.http().get(persister.ops_url("/metrics")).send().await.unwrap();
+        let metrics = metrics.text().await.unwrap();
+        let name = "chat_persister_sessions_pruned_total ";
+        let count = metrics.lines().find_map(|line| line.strip_prefix(name)).expect("a count");
+        pruned.push(count.parse().unwrap());
+    }
+    pruned.sort_unstable();
+    pruned
+}
+
+#[tokio::test]
+async fn what_was_idle_for_its_retention_is_erased_by_one_persister_and_what_lives_stays() {
+    let stack = Stack::builder().persisters(2).persister_env("RETENTION", "90d").start().await;
+    let pool = stack.pool();
+    let js_clients = JsClients::start().await;
+    let client = js_clients.client(&stack.url(""), &["websocket"]).await;
+    let (old, empty, alive) = (uuids(120), uuids(30), uuids(120));
+    say(&client, &open(&client).await, "new").await;
+    legacy(&pool, &alive, 2, "89 days").await;
+    legacy(&pool, &empty, 0, "91 days").await;
+    legacy(&pool, &old, 2, "91 days").await;
+    eventually(CLEARED_WITHIN * 2, "the idle ones are erased", async || {
+        left(&pool, &old).await + left(&pool, &empty).await == 0
+    })
+    .await;
+    assert_eq!(left(&pool, &alive).await, 120);
+    assert_eq!(get(&stack, 0, &format!("/api/chats/{}", old[0])).await, (200, json!([])));
+    eventually(SOON, "one has done it", async || pruned(&stack).await == [0, 150]).await;
+    assert_eq!(send(&client, &alive[3], "still here").await["status"], "stored");
 }
 
 #[tokio::test]

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shared::announcement::{Announcement, Epoch, Position};
+use shared::announcement::{Epoch, Position};
 use shared::ids::SessionId;
 use shared::partition::{Partition, PartitionCount};
-use shared::subjects;
-use tests::{Client, Conversation, JsClients, Link, Stack, eventually};
+use tests::{Client, Conversation, JsClients, Link, Stack, announcing, eventually, is_taken};
 
 /// Delivery resumes within this time after NATS is back.
 const RESUMES_WITHIN: Duration = Duration::from_secs(5);
@@ -31,7 +30,7 @@ async fn visitor_and_agent(stack: &Stack) -> (Client, Client, String) {
 async fn say(client: &Client, session: &str, count: usize) {
     let payloads = (0..count).map(|n| json!({ "sessionId": session, "content": format!("{n}") }));
     let acks = client.burst("admin_message", payloads.collect()).await;
-    assert!(acks.iter().all(|ack| ack["status"] == "accepted"), "{acks:?}");
+    assert!(acks.iter().all(is_taken), "{acks:?}");
 }
 
 #[tokio::test]
@@ -190,25 +189,19 @@ impl Behind {
 
     /// As the owner of a partition repeats it.
     async fn announce(&self, partition: Partition, position: Position) {
-        let place = (position, position.sequence);
-        self.publish(subjects::position(partition), place, String::new()).await;
+        announcing::repeat(&self.nats, partition, position).await;
     }
 
     /// As the owner of a partition announces what it stored.
-    async fn say(&self, subject: String, place: (Position, u64), content: &str) {
-        let message = json!({ "id": content, "content": content });
-        self.publish(subject, place, message.to_string()).await;
-    }
-
-    async fn publish(
+    async fn say(
         &self,
-        subject: String,
-        (position, previous): (Position, u64),
-        payload: String,
+        partition: Partition,
+        session: SessionId,
+        place: (Position, u64),
+        content: &str,
     ) {
-        let headers = Announcement { position, previous, recorded_at: None }.to_headers();
-        self.nats.publish_with_headers(subject, headers, payload.into()).await.unwrap();
-        self.nats.flush().await.unwrap();
+        let message = json!({ "id": content, "content": content });
+        announcing::say(&self.nats, partition, place, session, message).await;
     }
 }
 
@@ -291,12 +284,12 @@ async fn while_one_partition_is_read_from_postgres_the_rooms_of_the_others_do_no
     for (n, content) in (1..).zip(contents(then, LIVE)) {
         let position = Position { sequence: then.sequence + 2 * n, ..then };
         let place = (position, position.sequence - 2);
-        behind.say(subjects::saved(partition, session), place, &content).await;
+        behind.say(partition, session, place, &content).await;
     }
     let position = behind.position(other).await;
     // Nothing was said there before.
     let place = (Position { sequence: position.sequence + 1, ..position }, 0);
-    behind.say(subjects::saved(other, beside), place, "beside").await;
+    behind.say(other, beside, place, "beside").await;
     sees_all(&bystander, &["beside".to_owned()]).await;
     assert!(reader.messages().await.is_empty());
     holder.rollback().await.unwrap();

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use shared::timestamp::Timestamp;
 use sqlx::PgPool;
-use tests::{Client, JsClients, Link, Stack, eventually};
+use tests::{Client, JsClients, Link, Stack, eventually, is_taken};
 
 /// From a visitor's coming or going until every inbox shows it.
 const PRESENT_WITHIN: Duration = Duration::from_secs(2);
@@ -122,7 +123,7 @@ async fn an_inbox_that_does_not_read_holds_nobody_up_and_is_cut_off() {
     // Either its buffer is full, or the kernel waited long enough for it to read.
     while !stack.gateway(0).logs().contains("client disconnected") {
         let acks = visitor.burst("user_message", vec![payload.clone(); 500]).await;
-        assert!(acks.iter().all(|ack| ack["status"] == "accepted"), "the visitor waits");
+        assert!(acks.iter().all(is_taken), "the visitor waits");
         said += acks.len();
         assert!(start.elapsed() < CUT_OFF_WITHIN, "not cut off after {said} messages");
     }
@@ -190,7 +191,7 @@ async fn a_list_costs_the_same_with_200_000_sessions_as_with_200() {
         let active =
             Plan::of(&pool, gateway::db::history::LISTED, |query| query.bind(some).bind(51)).await;
         let newest = Plan::of(&pool, gateway::db::history::NEWEST, |query| {
-            query.bind(None::<String>).bind("").bind(201_i64).bind(51)
+            query.bind(None::<Timestamp>).bind("").bind(201_i64).bind(51)
         })
         .await;
         costs.push((sessions, active, newest));

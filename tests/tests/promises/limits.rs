@@ -78,6 +78,10 @@ async fn every_refusal_is_counted_whatever_was_asked_for() {
     assert_eq!((chats.status().as_u16(), refused(&stack, "unauthorized").await), (401, 2));
     connect_with_bad_token(&stack).await;
     assert_eq!(refused(&stack, "unauthorized").await, 3);
+    // By an event, where nobody waits for an answer.
+    client.tell("user_message", json!({ "content": "x" })).await;
+    eventually(SOON, "it is told", async || client.count("message_error").await == 1).await;
+    assert_eq!(refused(&stack, "invalid_payload").await, 1);
     // For coming too fast.
     let answers = client.burst("init_session", vec![json!({}); 40]).await;
     let too_fast = |answer: &&Value| code(answer).as_deref() == Some("rate_limited");
@@ -213,4 +217,94 @@ async fn headers_beyond_their_size_are_refused() {
             .is_ok_and(|answer| answer.status() == 200)
     })
     .await;
+}
+
+#[tokio::test]
+async fn reads_that_are_under_way_are_limited_by_address_until_their_answer_is_taken() {
+    let stack = Stack::builder()
+        .env("LIMITS", "on")
+        .env("HTTP_READS_AT_ONCE", "3")
+        .env("SLOW_SECONDS", "600")
+        .env("TRUSTED_PROXIES", "127.0.0.1")
+        .start()
+        .await;
+    let session = long_history(&stack).await;
+    for path in [
+        format!("/api/chats/{session}"),
+        format!("/api/chats/{session}/export"),
+        "/api/chats".into(),
+    ] {
+        let read = async |client: &str| {
+            let mut stream = connect_slowly(&stack).await;
+            let request =
+                format!("GET {path} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {client}\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut head = [0; 160];
+            tokio::time::timeout(SOON, stream.read_exact(&mut head)).await.unwrap().unwrap();
+            (stream, String::from_utf8_lossy(&head).to_ascii_lowercase())
+        };
+        let mut under_way = Vec::new();
+        for _ in 0..3 {
+            let (stream, head) = read("192.0.2.1").await;
+            assert!(head.starts_with("http/1.1 200"), "{head}");
+            under_way.push(stream);
+        }
+        let (_, refused) = read("192.0.2.1").await;
+        assert!(refused.starts_with("http/1.1 429"), "{path}: {refused}");
+        assert!(refused.contains("retry-after: "), "{refused}");
+        let (other, head) = read("192.0.2.2").await;
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+        drop((under_way, other));
+        eventually(SOON, "those that ended count no more", async || {
+            read("192.0.2.1").await.1.starts_with("http/1.1 200")
+        })
+        .await;
+    }
+    // Short ones are taken at once, however many follow each other.
+    let unknown = stack.url("/api/chats/nobody");
+    for _ in 0..20 {
+        assert_eq!(stack.http().get(&unknown).send().await.unwrap().status(), 200);
+    }
+}
+
+/// A connection whose client keeps little of what it is sent.
+async fn connect_slowly(stack: &Stack) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    socket.connect(([127, 0, 0, 1], stack.gateway(0).port()).into()).await.unwrap()
+}
+
+/// A session of which much is stored: 6 MB in 400 messages.
+async fn long_history(stack: &Stack) -> String {
+    let session = shared::ids::SessionId::random().to_string();
+    let sql = r#"
+        WITH s AS (
+            INSERT INTO "ChatSession" ("id", "sessionId") VALUES ('c' || md5($1), $1) RETURNING "id"
+        )
+        INSERT INTO "Message" ("id", "sender", "content", "chatSessionId")
+        SELECT 'm' || md5(s."id" || n), 'user', repeat('y', 16000), s."id"
+        FROM s, generate_series(1, 400) n ORDER BY n"#;
+    sqlx::query(sql).bind(&session).execute(&stack.pool()).await.unwrap();
+    session
+}
+
+#[tokio::test]
+async fn a_connection_ends_some_time_after_its_token_did() {
+    const SECRET: &str = "a secret of this test alone of 32 bytes or more";
+    let stack = Stack::builder().gateway_env("JWT_SECRET", SECRET).start().await;
+    let gateway = tokio::task::spawn_blocking(|| tests::program("gateway")).await.unwrap();
+    let mut command = tokio::process::Command::new(gateway);
+    command.args(["token", "--sub", "alice", "--ttl", "5s"]).env("JWT_SECRET", SECRET);
+    let printed = command.current_dir(std::env::temp_dir()).output().await.unwrap();
+    let token = String::from_utf8(printed.stdout).unwrap();
+    let url = stack.url("/socket.io/?EIO=4&transport=polling");
+    let opened = stack.http().get(&url).send().await.unwrap().text().await.unwrap();
+    let opened: Value = serde_json::from_str(&opened[1..]).unwrap();
+    let url = format!("{url}&sid={}", opened["sid"].as_str().unwrap());
+    let post =
+        async |body: String| stack.http().post(&url).body(body).send().await.unwrap().status();
+    assert_eq!(post(format!("40{}", json!({ "token": token.trim() }))).await, 200);
+    assert_eq!(post(r#"42["admin-connect"]"#.to_owned()).await, 200);
+    // It polls no more, and answers pings.
+    eventually(3 * SOON, "it is gone", async || post("3".to_owned()).await == 400).await;
 }

@@ -8,6 +8,8 @@
     reason = "clippy does not see that helpers of tests are tests"
 )]
 
+mod acks;
+mod agreement;
 mod balancer;
 mod bounds;
 mod clients;
@@ -18,6 +20,7 @@ mod data_life;
 mod dead_letters;
 mod documents;
 mod foreign_records;
+mod foreign_rows;
 mod full_disk;
 mod fuzz;
 mod harness;
@@ -36,7 +39,10 @@ mod openapi;
 mod order;
 mod outages;
 mod ownership;
+mod pages;
 mod plans;
+mod pooler;
+mod power;
 mod progress;
 mod resume;
 mod rights;
@@ -46,9 +52,11 @@ mod settings;
 mod standstill;
 mod stopping;
 mod strangers;
+mod surroundings;
 mod systemd;
 mod to_cluster;
 mod up;
+mod visitors;
 
 /// A file that nobody names is not compiled, and its tests are not missed.
 #[test]

@@ -123,12 +123,15 @@ const CHATS: (&str, &str) = ("GET", "/api/chats");
 const CHAT: (&str, &str) = ("GET", "/api/chats/{sessionId}");
 const ERASE: (&str, &str) = ("DELETE", "/api/chats/{sessionId}");
 const EXPORT: (&str, &str) = ("GET", "/api/chats/{sessionId}/export");
+const PAGES: [(&str, &str); 3] =
+    [("/", "/"), ("/agent", "/agent"), ("/page/{file}", "/page/page.css")];
 const MESSAGES: (&str, &str) = ("POST", "/api/chats/{sessionId}/messages");
 
 #[tokio::test]
 async fn every_documented_answer_is_given_and_looks_as_documented() {
     let stack = Stack::builder()
         .gateway_env("JWT_SECRET", SECRET)
+        .gateway_env("TRY_PAGE", "on")
         .proxy(Link::GatewayNats)
         .proxy(Link::GatewayPostgres)
         .start()
@@ -140,12 +143,24 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     let (admin, integrator) = (token("admin").await, token("integrator").await);
     let mut ask = Asker { stack: &stack, document: document(), seen: BTreeSet::new() };
 
-    for path in ["/health", "/ready", "/openapi.json", "/docs"] {
+    for path in ["/health", "/ready", "/openapi.json", "/asyncapi.json", "/docs"] {
         ask.expect_once(("GET", path), path, &admin).await;
+    }
+    for (route, path) in PAGES {
+        ask.expect_once(("GET", route), path, &admin).await;
     }
     let answer =
         |ask: &Asker, body: Value| ask.request("POST", &to).bearer_auth(&integrator).json(&body);
-    ask.expect(MESSAGES, answer(&ask, json!({ "content": "Hi!", "isAI": true })), 202).await;
+    let named = |ask: &Asker, content: &str| {
+        answer(ask, json!({ "content": content, "isAI": true })).header("Idempotency-Key", "one")
+    };
+    ask.expect(MESSAGES, named(&ask, "Hi!"), 201).await;
+    ask.expect(MESSAGES, named(&ask, "Hi!"), 201).await;
+    ask.expect(MESSAGES, named(&ask, "Ho!"), 409).await;
+    stack.persister(0).pause();
+    ask.expect(MESSAGES, answer(&ask, json!({ "content": "Hi!" })), 202).await;
+    ask.expect(MESSAGES, answer(&ask, json!({ "content": "Hi!", "isAI": true })), 503).await;
+    stack.persister(0).resume();
     ask.expect(MESSAGES, answer(&ask, json!({ "content": "" })), 400).await;
     ask.expect(MESSAGES, ask.request("POST", &to).json(&json!({ "content": "Hi!" })), 401).await;
     let unknown = MESSAGES.1.replace("{sessionId}", "unknown");
@@ -188,6 +203,7 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     ask.expect(ERASE, ask.request("DELETE", &other).bearer_auth(&admin), 202).await;
 
     let limited = Stack::builder()
+        .gateway_env("TRY_PAGE", "off")
         .gateway_env("LIMITS", "on")
         .gateway_env("HTTP_MESSAGES_PER_SECOND", "1")
         .gateway_env("HTTP_MESSAGES_BURST", "1")
@@ -200,8 +216,14 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     ask.expect(MESSAGES, hasty(), 429).await;
     for read in [CHATS, CHAT, EXPORT] {
         let hasty = limited.url(&of(read.1, "unknown"));
-        limited.http().get(&hasty).send().await.unwrap();
+        // One a second is answered, however long this takes.
+        let reads = (0..4).map(|_| limited.http().get(&hasty).send());
+        futures_util::future::join_all(reads).await;
         ask.expect(read, limited.http().get(&hasty), 429).await;
+    }
+
+    for (route, path) in PAGES {
+        ask.expect(("GET", route), limited.http().get(limited.url(path)), 404).await;
     }
 
     stack.proxies(Link::GatewayPostgres).for_each(tests::Proxy::cut);

@@ -7,7 +7,7 @@ use async_nats::jetstream::{self, stream::Stream as Log};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use tests::{Client, JsClients, Stack, eventually};
+use tests::{Client, JsClients, Stack, eventually, is_taken};
 
 const SOON: Duration = Duration::from_secs(20);
 /// From the death of a persister until its partitions can be taken, and more.
@@ -90,7 +90,7 @@ async fn rooms_and_rows_have_the_order_of_the_log_whoever_speaks() {
         client.burst("user_message", (0..EACH).map(say).collect())
     });
     for acks in join_all(bursts).await {
-        assert!(acks.iter().all(|ack| ack["status"] == "accepted"), "{acks:?}");
+        assert!(acks.iter().all(is_taken), "{acks:?}");
     }
     let log = log(&stack).await;
     let logged = logged_ids(&log).await;

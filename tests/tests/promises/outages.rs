@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{Client, Conversation, JsClients, Stack, eventually};
+use tests::{Client, Conversation, JsClients, Link, Stack, eventually, is_taken};
 
 /// What a client is promised to wait for an answer at most, whatever is away.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -14,13 +14,13 @@ const RESUMES_WITHIN: Duration = Duration::from_secs(5);
 const OPENS_WITHIN: Duration = Duration::from_secs(3);
 /// Before anything of a healthy stack.
 const SOON: Duration = Duration::from_secs(10);
+/// To make a connection to Postgres: more than anybody waits for one, less than the URL's `connect_timeout`.
+const CONNECTS_IN: Duration = Duration::from_secs(3);
 /// `SHUTDOWN_SECONDS`, and a little for the way to it.
 const STOPS_WITHIN: Duration = Duration::from_secs(12);
 /// Talk before, during and after an outage.
 const ENOUGH: u64 = 30;
 const SEEN: usize = 30;
-/// A backlog of several batches.
-const LONG: u64 = 200;
 
 const UNKNOWN: &str = "11111111-1111-4111-8111-111111111111";
 
@@ -111,7 +111,7 @@ async fn a_gateway_stops_in_time_though_a_client_does_not_read() {
     // More than the kernel holds for it: the gateway waits to write.
     let long = json!({ "sessionId": session, "content": "🙂".repeat(8_000) });
     let acks = talker.burst("user_message", vec![long; 500]).await;
-    assert!(acks.iter().all(|ack| ack["status"] == "accepted"));
+    assert!(acks.iter().all(is_taken));
     eventually(SOON, "everybody else has it", async || talker.count("message").await == 500).await;
     stack.gateway(0).ask_to_stop();
     let ended = stack.gateway(0).exit_status(STOPS_WITHIN).await;
@@ -195,7 +195,7 @@ async fn postgres_may_be_stopped_and_come_back() {
     let conversation = talking(&stack).await;
     for _ in 0..2 {
         stack.postgres().stop().await;
-        conversation.is_accepted(LONG).await;
+        conversation.is_accepted(ENOUGH).await;
         stack.postgres().start().await;
         conversation.is_delivered(SEEN).await;
     }
@@ -215,6 +215,29 @@ async fn postgres_may_freeze_and_thaw() {
     all_is_well(&stack, conversation).await;
 }
 
+/// As on a machine that has much to do just after Postgres is back, or behind a long line.
+#[tokio::test]
+async fn a_postgres_that_takes_connections_slowly_is_used_all_the_same() {
+    let links = [Link::GatewayPostgres, Link::PersisterPostgres];
+    let stack = Stack::builder().proxy(links[0]).proxy(links[1]).start().await;
+    let conversation = talking(&stack).await;
+    for proxy in links.map(|link| stack.proxy(link, 0)) {
+        proxy.delay(CONNECTS_IN);
+        proxy.cut();
+    }
+    conversation.is_accepted(ENOUGH).await;
+    for proxy in links.map(|link| stack.proxy(link, 0)) {
+        proxy.mend();
+    }
+    conversation.is_delivered(SEEN).await;
+    let history = stack.url(&format!("/api/chats/{}", conversation.session));
+    eventually(SOON, "a history is read", async || {
+        reqwest::get(&history).await.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+    all_is_well(&stack, conversation).await;
+}
+
 #[tokio::test]
 async fn while_postgres_is_away_every_event_is_answered_and_known_sessions_go_on() {
     let stack = Stack::builder().durable().start().await;
@@ -228,7 +251,7 @@ async fn while_postgres_is_away_every_event_is_answered_and_known_sessions_go_on
     let opened = id(&opened);
     for event in ["user_message", "admin_message"] {
         for session in [&known, &opened] {
-            assert_eq!(send(&client, event, session).await["status"], "accepted");
+            assert!(is_taken(&send(&client, event, session).await));
         }
         assert_eq!(code(&client.ask(event, Value::Null).await), "invalid_payload");
     }
@@ -319,7 +342,7 @@ async fn what_a_full_lane_refuses_as_overloaded_is_surely_not_taken() {
     assert_eq!(refused.len() + coded("unavailable").count(), MORE_THAN_A_LANE);
     assert!(!refused.is_empty());
     eventually(RESUMES_WITHIN, "sends are accepted again", async || {
-        client.ask("user_message", say(MORE_THAN_A_LANE)).await["status"] == "accepted"
+        is_taken(&client.ask("user_message", say(MORE_THAN_A_LANE)).await)
     })
     .await;
     eventually(RESUMES_WITHIN, "it is stored", async || {
@@ -345,7 +368,7 @@ async fn a_new_session_is_acked_while_no_persister_runs() {
     let (took, opened) = client.timed("init_session", json!({})).await;
     assert!(took < OPENS_WITHIN, "{took:?}");
     let opened = id(&opened);
-    assert_eq!(send(&client, "user_message", &opened).await["status"], "accepted");
+    assert!(is_taken(&send(&client, "user_message", &opened).await));
     assert_eq!(init(&client, &opened).await, resumed(&opened));
     assert!(history(&stack, &opened).await.is_empty());
     stack.persister(0).start().await;
@@ -436,7 +459,7 @@ async fn the_order_of_starts_does_not_matter() {
         stack.start_services().await;
         client.connected().await;
         let before = history(&stack, &session).await.len();
-        assert_eq!(send(&client, "user_message", &session).await["status"], "accepted");
+        assert!(is_taken(&send(&client, "user_message", &session).await));
         is_stored(&stack, &session, before + 1).await;
         eventually(RESUMES_WITHIN, "it is delivered", async || {
             client.messages().await.len() == before + 1

@@ -5,7 +5,7 @@ use std::time::Duration;
 use shared::ids::SessionId;
 use shared::partition::PartitionCount;
 use sqlx::PgPool;
-use tests::{Conversation, JsClients, Link, Stack, eventually};
+use tests::{Conversation, JsClients, Link, Stack, eventually, step_clock_back};
 
 const SHARE_WITHIN: Duration = Duration::from_secs(10);
 const TAKEOVER_WITHIN: Duration = Duration::from_secs(5);
@@ -61,12 +61,6 @@ async fn a_persister_that_is_killed_is_replaced_within_5_seconds() {
     conversation.end(&stack).await;
 }
 
-/// As a clock that was an hour ahead left them.
-const FROM_THE_FUTURE: [&str; 2] = [
-    r#"UPDATE "LogPartition" SET "leaseUntil" = "leaseUntil" + interval '1 hour'"#,
-    r#"UPDATE "Worker" SET "aliveUntil" = "aliveUntil" + interval '1 hour'"#,
-];
-
 /// Whether any lease or any worker's word is of longer than somebody who lives gives it.
 async fn from_the_future(pool: &PgPool) -> bool {
     let any = r#"SELECT EXISTS (SELECT 1 FROM "LogPartition" WHERE "leaseUntil" > now() + interval '1 minute')
@@ -85,9 +79,7 @@ async fn owned(pool: &PgPool) -> Vec<i64> {
 async fn leases_from_before_the_clock_was_set_back_hold_nobody_up() {
     let (stack, conversation) = talk_with_two_persisters().await;
     let pool = stack.pool();
-    for statement in FROM_THE_FUTURE {
-        sqlx::query(statement).execute(&pool).await.unwrap();
-    }
+    step_clock_back(&pool).await.unwrap();
     // The living share as before, once each has looked: one may have taken all for a moment.
     eventually(SHARE_WITHIN, "shares of 8 and 8", async || {
         !from_the_future(&pool).await && owned(&pool).await == [8, 8]
@@ -97,9 +89,7 @@ async fn leases_from_before_the_clock_was_set_back_hold_nobody_up() {
     // And those of the dead are taken over.
     let owner = persister_of(&stack, &conversation).await;
     stack.persister(owner).kill();
-    for statement in FROM_THE_FUTURE {
-        sqlx::query(statement).execute(&pool).await.unwrap();
-    }
+    step_clock_back(&pool).await.unwrap();
     share_as(&pool, TAKEOVER_WITHIN, &[16]).await;
     conversation.is_delivered(20).await;
     conversation.end(&stack).await;
@@ -114,15 +104,18 @@ async fn a_lease_without_an_end_or_with_one_at_no_time_holds_nobody_up() {
             r#"UPDATE "LogPartition" SET "owner" = gen_random_uuid(), "leaseUntil" = {end}"#
         );
         sqlx::query(sqlx::AssertSqlSafe(stolen)).execute(&pool).await.unwrap();
-        let ghost = r#"INSERT INTO "Worker" VALUES (gen_random_uuid(), 'infinity')"#;
+        // One that is swept away at once, and one whose end is near enough to be believed by a sweep.
+        let ghost = r#"
+            INSERT INTO "Worker"
+            VALUES (gen_random_uuid(), 'infinity'), (gen_random_uuid(), now() + interval '40 seconds')"#;
         sqlx::query(ghost).execute(&pool).await.unwrap();
         let within = std::time::Duration::from_millis(3_500);
         eventually(within, end, async || owned(&pool).await == [16] && shares(&pool).await == [16])
             .await;
     }
-    let ghosts = r#"SELECT count(*) FROM "Worker""#;
-    eventually(SHARE_WITHIN, "the ghosts are forgotten", async || {
-        sqlx::query_scalar::<_, i64>(ghosts).fetch_one(&pool).await.unwrap() == 1
+    let ghosts = r#"SELECT count(*) FROM "Worker" WHERE "aliveUntil" = 'infinity'"#;
+    eventually(SHARE_WITHIN, "those are forgotten that live for ever", async || {
+        sqlx::query_scalar::<_, i64>(ghosts).fetch_one(&pool).await.unwrap() == 0
     })
     .await;
 }

@@ -10,13 +10,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use gateway::db::history::{History, STRETCH};
-use gateway::db::rows::{Cursor, Storage};
+use gateway::db::rows::{Cursor, Sought, Storage};
 use persister::batch::{self, LogPlace, LogRecord};
 use persister::store::Store;
 use persister::store::offsets::Fingerprint;
 use persister::store::operator::OperatorStore;
 use serde_json::{Value, json};
-use shared::announcement::{Announcement, Epoch, Position};
+use shared::announcement::{Epoch, Position};
 use shared::database::Database;
 use shared::ids::SessionId;
 use shared::lifecycle::Stop;
@@ -25,7 +25,7 @@ use shared::record::Record;
 use shared::subjects;
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgPool};
-use tests::{Client, JsClients, Stack, eventually, workspace};
+use tests::{Client, JsClients, Stack, announcing, eventually, workspace};
 use time::OffsetDateTime;
 
 /// The partition that is behind, and the one whose session is long.
@@ -144,6 +144,15 @@ impl Big {
         }
         connection.close_on_drop();
         eprintln!("filled within {:?}", begun.elapsed());
+    }
+
+    /// A message as the first record of a partition.
+    async fn store_one(&self, epoch: Epoch, session: u64, content: &str) {
+        let message = r#"
+            INSERT INTO "Message" ("id", "sender", "content", "chatSessionId", "logEpoch", "logSequence")
+            VALUES ($1, 'user', $1, 's' || $2, $3, 1)"#;
+        let message = sqlx::query(message).bind(content).bind(session.cast_signed()).bind(epoch.0);
+        message.execute(&self.pool).await.unwrap();
     }
 
     /// From the next connection on Postgres writes down what it did.
@@ -304,6 +313,7 @@ fn session(number: u64) -> SessionId {
 /// Every statement of a gateway, with its largest pages.
 async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     history.ping().await.unwrap();
+    assert_eq!(history.look().await.unwrap(), None);
     assert!(!history.is_replica().await.unwrap());
     assert!(history.schema_version().await.unwrap().is_some());
     let (one, known) = (session(7), session(7).to_string());
@@ -326,6 +336,15 @@ async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     for from in [(1, -1), (7, 1_100_000), (8, -1)] {
         assert!(history.messages_of(&ids, from, 1_000).await.unwrap().len() > 900);
     }
+    let sought = |number: u64| Sought {
+        id: format!("l{number}"),
+        session: one,
+        digest: one.digest(),
+        position: Position { epoch: behind, sequence: number },
+    };
+    let sought: Vec<_> = (1..=500).map(sought).collect();
+    let fates = history.fates(&sought.iter().collect::<Vec<_>>()).await.unwrap();
+    assert!(fates.iter().all(|found| found.words.is_some()));
     for before in [None, Some("l200000")] {
         assert_eq!(history.latest(one, before, 500).await.unwrap().len(), 500);
     }
@@ -400,8 +419,12 @@ async fn store_as_a_persister(store: &Store, round: u64) {
         });
         let batch = batch::prepare(&records.collect::<Vec<_>>());
         store.thin_out(&batch).await.unwrap();
-        let committed = store.commit(&batch, |_| before, OffsetDateTime::UNIX_EPOCH).await.unwrap();
+        let mut committed =
+            store.commit(&batch, |_| before, OffsetDateTime::UNIX_EPOCH).await.unwrap();
         assert_eq!(committed.claimed, [place]);
+        // As if it had stored nothing: all of it is looked for.
+        committed.stored.clear();
+        store.look_for_repeated(&batch, &mut committed).await;
     }
 }
 
@@ -480,23 +503,7 @@ async fn no_statement_takes_more_than_its_page(big: &Big) {
 
 /// A number of the gateway's metrics.
 async fn metric(stack: &Stack, name: &str) -> u64 {
-    let answer = reqwest::get(stack.gateway(0).ops_url("/metrics")).await.unwrap();
-    let text = answer.text().await.unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.map_or(0, |number| number.parse().unwrap())
-}
-
-/// What a persister says of a partition.
-async fn announce(
-    nats: &async_nats::Client,
-    subject: String,
-    (position, previous): (Position, u64),
-    message: &str,
-) {
-    let announcement = Announcement { position, previous, recorded_at: None };
-    let headers = announcement.to_headers();
-    nats.publish_with_headers(subject, headers, message.to_owned().into()).await.unwrap();
-    nats.flush().await.unwrap();
+    stack.gateway(0).metric(name).await.unwrap_or_default()
 }
 
 async fn contents(client: &Client) -> Vec<String> {
@@ -525,16 +532,21 @@ async fn a_million_missed_are_given_in_order_and_nobody_else_waits(big: &Big) {
     assert_eq!(metric(stack, recovered).await, 0);
     let begun = Instant::now();
     let position = Position { epoch, sequence: 2 * MISSED };
-    announce(&nats, subjects::position(behind), (position, position.sequence), "").await;
+    announcing::repeat(&nats, behind, position).await;
     eventually(SOON, "it reads what it missed", async || metric(stack, recovered).await > 0).await;
-    let live = json!({ "id": "live", "content": "live" }).to_string();
+    // The other partition missed something too.
+    big.store_one(other_epoch, 54_321, "missed there").await;
     let at = Position { epoch: other_epoch, sequence: 1 };
-    announce(&nats, subjects::saved(beside, other), (at, 0), &live).await;
+    announcing::repeat(&nats, beside, at).await;
+    let live = json!({ "id": "live", "content": "live" });
+    announcing::say(&nats, beside, (Position { sequence: 2, ..at }, 1), other, live.clone()).await;
     // Behind everything that is read meanwhile, though it is heard before.
     let at = Position { epoch, sequence: 2 * MISSED + 2 };
-    announce(&nats, subjects::saved(behind, missed), (at, position.sequence), &live).await;
-    eventually(SOON, "the bystander is told", async || contents(&bystander).await == ["live"])
-        .await;
+    announcing::say(&nats, behind, (at, position.sequence), missed, live).await;
+    eventually(SOON, "the bystander is told", async || {
+        contents(&bystander).await == ["missed there", "live"]
+    })
+    .await;
     let read = metric(stack, recovered).await;
     assert!(read < MISSED / 2, "the bystander waited until {read} were read");
     eventually(RECOVERS_WITHIN, "all of it is read", async || {
@@ -542,7 +554,7 @@ async fn a_million_missed_are_given_in_order_and_nobody_else_waits(big: &Big) {
     })
     .await;
     eprintln!("recovered {MISSED} messages within {:?}", begun.elapsed());
-    assert_eq!(metric(stack, recovered).await, MISSED);
+    assert_eq!(metric(stack, recovered).await, MISSED + 1);
     let own = (1..=MISSED).filter(|n| 1 + n % SESSIONS == 4_321);
     let own: Vec<_> = own.map(|n| format!("missed {n}")).chain(["live".into()]).collect();
     assert_eq!(contents(&reader).await, own);

@@ -31,7 +31,24 @@ async fn everybody_may_what_the_table_says_and_nothing_else() {
         .await;
     let env = [("JWT_SECRET", SECRETS), ("KEYS_FOLDER", folder)];
     stack.node_test("rights.test.mjs", &env).await;
+    one_line_for_each_socket_that_asks_for_an_inbox_in_vain(&stack).await;
     fs::remove_dir_all(folder).unwrap();
+}
+
+/// With an ack it would be told by that, and the logs hold nothing of it.
+async fn one_line_for_each_socket_that_asks_for_an_inbox_in_vain(stack: &Stack) {
+    let lines = || stack.gateway(0).logs().matches("an event without an ack is refused").count();
+    let before = lines();
+    let js_clients = JsClients::start().await;
+    for sockets in 1..=2 {
+        let admin_page = js_clients.client(&stack.url(""), &["websocket"]).await;
+        for _ in 0..3 {
+            admin_page.tell("admin-connect", Value::Null).await;
+        }
+        // Behind them, in order.
+        admin_page.ask("admin-connect", Value::Null).await;
+        assert_eq!(lines(), before + sockets);
+    }
 }
 
 /// What `gateway token` prints.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use shared::settings::COMMON;
-use tests::{JsClients, Stack, eventually};
+use tests::{JsClients, Stack, eventually, is_taken};
 use tokio::process::Command;
 use url::Url;
 
@@ -68,7 +68,20 @@ const COMMON_MISTAKES: &[(&str, &str)] = &[
     ("DATABASE_URL", "postgresql://user:hunter2@localhost:5432/chat?connect_timeout=hunter2"),
     ("DATABASE_URL", "postgresql://user:hunter2@localhost:5432/chat?schema="),
     ("DATABASE_URL", "postgresql://user:hunter2@localhost:5432/chat?schema=a\"b"),
+    ("DATABASE_URL", "postgresql://user:hunter2%ff@localhost:5432/chat"),
+    ("DATABASE_URL", "postgresql://user:hunter2@one:5432,two:5432/chat"),
+    ("DATABASE_URL", "postgresql://user:hunter2@localhost:5432/chat?sslmode=no_verify"),
+    ("DATABASE_URL", "postgresql://user:hunter2@localhost:5432/chat?ssl=hunter2"),
+    ("DATABASE_URL", "postgresql://user:hunter2@localhost:5432/chat?sslrootcert=/hunter2"),
+    ("DATABASE_URL", "postgresql://user:hunter2@localhost:5432/chat?sslidentity=hunter2"),
+    ("DATABASE_URL", "postgresql://user:hunter2@localhost:5432/chat?pgbouncer=hunter2"),
+    ("DATABASE_URL", "postgresql://user:hunter2@localhost:5432/chat?options=hunter2"),
     ("NATS_URL", "http://user:hunter2@localhost"),
+    ("NATS_URL", "nats://user:hunter2%ff@localhost"),
+    ("NATS_URL", "nats://user:hunter2@localhost/chat"),
+    ("NATS_URL", "nats://user:hunter2@one,nats://user:other@two"),
+    ("LOG_STREAM", "hunter2.chat"),
+    ("LOG_STREAM", "*"),
     ("NATS_URL", "nats://user:hunter2@localhost:port"),
     ("PARTITIONS", "0"),
     ("PARTITIONS", "-1"),
@@ -95,8 +108,15 @@ const GATEWAY_MISTAKES: &[(&str, &str)] = &[
     ("ALLOW_INSECURE_OPEN", "maybe"),
     ("JWT_SECRET", "hunter2"),
     ("JWT_PUBLIC_KEY", "hunter2"),
+    ("JWT_AUDIENCE", "hunter2"),
+    ("TRY_PAGE", "hunter2"),
+    ("SOCKET_IO_CLIENT", "/hunter2"),
     ("CORS_ORIGINS", "shop.example"),
     ("CORS_ORIGINS", "https://shop.example,*"),
+    ("CORS_ORIGINS", "https://shop.example/x"),
+    ("CORS_ORIGINS", "https://*"),
+    ("CORS_ORIGINS", "file://"),
+    ("CORS_CREDENTIALS", "true"),
     ("TRUSTED_PROXIES", "proxy.example"),
     ("TRUSTED_PROXIES", "10.0.0.0/33"),
     ("LIMITS", "sometimes"),
@@ -113,6 +133,9 @@ const GATEWAY_MISTAKES: &[(&str, &str)] = &[
     ("CONNECTIONS_PER_ADDRESS", "0"),
     ("HTTP_READS_PER_SECOND", "0"),
     ("HTTP_READS_BURST", "many"),
+    ("HTTP_READS_AT_ONCE", "none"),
+    ("HTTP_REQUESTS_PER_SECOND", "0"),
+    ("HTTP_REQUESTS_BURST", "-1"),
     ("SLOW_SECONDS", "0"),
     ("MIN_BYTES_PER_SECOND", "1kB"),
     ("IDLE_SECONDS", "soon"),
@@ -124,10 +147,15 @@ const GATEWAY_MISTAKES: &[(&str, &str)] = &[
 
 const PERSISTER_MISTAKES: &[(&str, &str)] = &[
     ("OPS_ADDRESS", "4010"),
+    ("DATABASE_URL", "postgresql://user:hunter2@localhost:5432/chat?pgbouncer=true"),
+    ("DIRECT_URL", "hunter2"),
     ("OPS_ADDRESS", "localhost:4010"),
     ("LOG_KEEP", "hunter2"),
     ("LOG_KEEP", "-1d"),
     ("LOG_KEEP", "7"),
+    ("RETENTION", "90"),
+    ("RETENTION", "90s"),
+    ("RETENTION", "never"),
 ];
 
 #[tokio::test]
@@ -203,11 +231,27 @@ async fn an_env_file_in_the_working_directory_is_read_and_the_environment_wins()
     let lines = refused("gateway", &[("PORT", "4000")], &folder).await;
     assert_eq!(lines.len(), 1, "{lines:?}");
 
-    fs::write(&file, format!("DATABASE_URL=postgresql://user:{SECRET} x@localhost/chat\n"))
-        .unwrap();
-    let lines = refused("gateway", &[], &folder).await;
+    // A variable that is set to nothing is set.
+    let lines = refused("gateway", &[("LOG_FORMAT", "")], &folder).await;
     assert_eq!(lines.len(), 1, "{lines:?}");
-    assert!(lines[0].starts_with(".env: "), "{lines:?}");
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[tokio::test]
+async fn lines_of_an_env_file_that_set_nothing_are_passed_over_with_one_warning() {
+    let folder = folder("passed-over");
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let prose = format!("the password is {SECRET}, and\nthis is no setting\n");
+    let settings = format!("TITLE=Our Chat\nx.y=1\nA=`b`\nPORT={port} # taken\n");
+    fs::write(folder.join(".env"), format!("{prose}{settings}")).unwrap();
+    let output = run("gateway", &[], &[], &folder).await;
+    let printed =
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+    let warnings: Vec<_> = printed.lines().filter(|line| line.contains(".env")).collect();
+    assert_eq!(warnings.len(), 1, "{printed}");
+    assert!(warnings[0].contains("WARN") && warnings[0].contains("1, 2"), "{printed}");
+    assert!(printed.contains("PORT: ") && !printed.contains(SECRET), "{printed}");
     fs::remove_dir_all(&folder).unwrap();
 }
 
@@ -340,7 +384,7 @@ async fn converse(stack: &Stack) -> String {
     client.ask("user_message", say.clone()).await;
     stack.nats().start().await;
     eventually(SOON, "it is accepted again", async || {
-        client.ask("user_message", say.clone()).await["status"] == "accepted"
+        is_taken(&client.ask("user_message", say.clone()).await)
     })
     .await;
     eventually(SOON, "it is delivered", async || client.messages().await.len() >= 2).await;

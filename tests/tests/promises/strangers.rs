@@ -192,6 +192,64 @@ async fn a_flooding_socket_is_ended_on_its_own_connection_whoever_names_it() {
 }
 
 #[tokio::test]
+async fn reads_are_counted_however_their_path_is_written() {
+    let stack = Stack::builder()
+        .env("LIMITS", "on")
+        .env("HTTP_READS_PER_SECOND", "1")
+        .env("HTTP_READS_BURST", "1")
+        .start()
+        .await;
+    for path in ["/api/chats", "//api/chats", "/api/chats/", "///api/chats//"] {
+        // One of them at most, and one more each second that this takes.
+        let reads = (0..8).map(async |_| stack.http().get(stack.url(path)).send().await.unwrap());
+        let reads = futures_util::future::join_all(reads).await;
+        assert!(reads.iter().any(|read| read.status() == 429), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn requests_beyond_what_an_address_may_ask_for_end_their_connection() {
+    const PIPELINED: usize = 200;
+    let stack = Stack::builder()
+        .env("LIMITS", "on")
+        .env("HTTP_REQUESTS_PER_SECOND", "1")
+        .env("HTTP_REQUESTS_BURST", "20")
+        .start()
+        .await;
+    for request in ["GET /nothing", "GET /ready", "GET /socket.io/?EIO=4&transport=polling&sid=x"] {
+        let mut stream = connect(&stack, STRANGER, false).await;
+        let request = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n").repeat(PIPELINED);
+        stream.write_all(request.as_bytes()).await.ok();
+        let mut answers = Vec::new();
+        let reading = stream.read_to_end(&mut answers);
+        // It may be reset: requests stand behind the one that is refused.
+        timeout(SOON, reading).await.expect("it is closed").ok();
+        let answered = String::from_utf8_lossy(&answers).matches("HTTP/1.1 ").count();
+        assert!(answered <= 23, "{answered} answers");
+    }
+    assert!(is_served(&stack, NEIGHBOUR).await);
+    assert!(!is_served(&stack, STRANGER).await);
+}
+
+#[tokio::test]
+async fn a_request_that_offers_another_protocol_is_answered_in_this_one() {
+    let stack = Stack::start().await;
+    let session = long_history(&stack, 1, 10).await;
+    let body = r#"{"content":"Hello!"}"#;
+    for offer in ["h2c", "TLS/1.0, h2c"] {
+        let mut stream = connect(&stack, NEIGHBOUR, false).await;
+        let request = format!(
+            "POST /api/chats/{session}/messages HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n\
+             Upgrade: {offer}\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = ask(&mut stream, &request).await.unwrap_or_default();
+        assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn what_a_request_names_is_not_kept() {
     const REQUESTS: usize = 3_000;
     const MOST_BYTES: u64 = 16 * 1024 * 1024;
@@ -455,7 +513,17 @@ impl Poller {
         let open: Value = serde_json::from_str(&open[1..]).unwrap();
         let poller = Self { http, url: format!("{url}&sid={}", open["sid"].as_str().unwrap()) };
         poller.post("40").await;
-        poller.heard("40{").await;
+        // The first ping comes at once too, before or after: a poll that it answers carries nothing else.
+        let (mut is_pinged, mut is_connected) = (false, false);
+        let polling = async {
+            while !is_pinged || !is_connected {
+                for packet in poller.poll().await.expect("an answer").split('\u{1e}') {
+                    is_pinged |= packet == "2";
+                    is_connected |= packet.starts_with("40{");
+                }
+            }
+        };
+        timeout(SOON, polling).await.expect("in time");
         poller
     }
 
@@ -466,7 +534,11 @@ impl Poller {
 
     async fn poll(&self) -> Option<String> {
         let answer = self.http.get(&self.url).send().await.ok()?;
-        if answer.status() == 200 { answer.text().await.ok() } else { None }
+        let heard = if answer.status() == 200 { answer.text().await.ok()? } else { return None };
+        if heard.split('\u{1e}').any(|packet| packet == "2") {
+            self.post("3").await;
+        }
+        Some(heard)
     }
 
     /// Polls until something is heard; all that was heard until then.
@@ -503,9 +575,12 @@ async fn answers_that_nobody_fetches_cost_little_and_end_their_socket() {
         silent.resume(ack, &session).await;
     }
     let mut most = 0;
+    let sid = silent.url.rsplit('=').next().unwrap();
+    let elsewhere = stack.url(&format!("/openapi.json?transport=polling&sid={sid}"));
     eventually(6 * SOON, "it is ended", async || {
-        // It answers pings that it never heard.
+        // It answers pings that it never heard, and reads other things in its own name.
         silent.post("3").await;
+        silent.http.get(&elsewhere).send().await.unwrap().text().await.unwrap();
         most = most.max(stack.gateway(0).resident_bytes());
         overfull(&stack, "untaken").await > 0.1
     })
@@ -523,10 +598,12 @@ async fn answers_that_nobody_fetches_cost_little_and_end_their_socket() {
         assert!((200_000..300_000).contains(&heard.len()), "{} bytes", heard.len());
         assert!(heard.contains(r#""more":true"#), "the rest is read over REST");
     }
+    // More than a socket's share, also where it comes as an event and as an ack.
+    let session = long_history(&stack, 500, 20_000).await;
     let asked = serde_json::json!(["get-messages", { "sessionId": session }]);
     reader.post(&format!("4210{asked}")).await;
     let heard = reader.heard("4310[").await;
-    assert!(heard.len() > 4_000_000, "{} bytes", heard.len());
+    assert!(heard.len() > 5_000_000, "{} bytes", heard.len());
     assert!(overfull(&stack, "socket").await < 0.1);
 }
 
@@ -553,6 +630,145 @@ async fn what_waits_for_the_sockets_of_an_address_is_bounded_and_disturbs_no_oth
     }
     assert_eq!(left, 3);
     assert!(overfull(&stack, "address").await < 9.5 && overfull(&stack, "all").await < 0.1);
+}
+
+#[tokio::test]
+async fn what_is_said_in_a_full_room_waits_for_its_strangers_only_up_to_the_share_of_their_address()
+{
+    const STRANGERS: u32 = 60;
+    let stack = Stack::builder().env("WAITING_BYTES_PER_ADDRESS", "4000000").start().await;
+    let speaker = Poller::open(&stack, NEIGHBOUR).await;
+    speaker.post(r#"420["init_session",{}]"#).await;
+    let joined = speaker.heard("430[").await;
+    let session = joined.split('"').nth(3).unwrap().to_owned();
+    let join = serde_json::json!(["init_session", { "sessionId": session }]);
+    let mut strangers = Vec::new();
+    for _ in 0..STRANGERS {
+        let stranger = Poller::open(&stack, STRANGER).await;
+        stranger.post(&format!("420{join}")).await;
+        assert!(stranger.heard("430[").await.contains(&session));
+        strangers.push(stranger);
+    }
+    let before = stack.gateway(0).resident_bytes();
+    let content = "\u{1f980}".repeat(8_000);
+    let said = serde_json::json!(["user_message", { "sessionId": session, "content": content }]);
+    let mut most = 0;
+    for n in 0..120 {
+        speaker.post(&format!("42{n}{said}")).await;
+        speaker.heard(&format!("43{n}[")).await;
+        most = most.max(stack.gateway(0).resident_bytes());
+    }
+    let grown = most.saturating_sub(before);
+    println!("{} KiB more", grown / 1024);
+    assert!(grown < MEMORY_MAX_BYTES, "{grown} bytes more");
+    // Who is ended is gone at once, with what waited.
+    let few = f64::from(STRANGERS) / 2.0;
+    eventually(SOON, "the ended are gone", async || {
+        metric(&stack, "chat_gateway_sockets").await < few
+    })
+    .await;
+    assert!(overfull(&stack, "address").await >= few);
+    assert!(metric(&stack, "chat_gateway_waiting_bytes").await <= 4_000_000.0);
+}
+
+impl Poller {
+    /// Polls on a connection of its own, and reads no more than the beginning of the answer.
+    async fn begin_poll(&self, stack: &Stack, from: Ipv4Addr) -> TcpStream {
+        let path = self.url.strip_prefix(&stack.url("")).unwrap();
+        let mut stream = connect(stack, from, true).await;
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut status = [0; 12];
+        timeout(SOON, stream.read_exact(&mut status)).await.expect("in time").unwrap();
+        assert_eq!(&status, b"HTTP/1.1 200");
+        stream
+    }
+}
+
+/// What is left of an answer; none if it breaks off.
+async fn rest_of_answer(stream: &mut TcpStream) -> Option<String> {
+    let mut rest = answer(stream).await?;
+    rest.insert_str(0, "HTTP/1.1 200");
+    Some(rest)
+}
+
+#[tokio::test]
+async fn an_answer_to_polling_waits_until_its_client_has_taken_it() {
+    const SOCKETS: usize = 12;
+    let stack = Stack::builder()
+        .env("WAITING_BYTES_PER_ADDRESS", "900000")
+        .env("SLOW_SECONDS", "600")
+        .start()
+        .await;
+    let session = long_history(&stack, 500, 16_000).await;
+    let mut answers = Vec::new();
+    for _ in 0..SOCKETS {
+        let stranger = Poller::open(&stack, STRANGER).await;
+        stranger.resume(0, &session).await;
+        answers.push(stranger.begin_poll(&stack, STRANGER).await);
+    }
+    // Three of some quarter of a megabyte each are left to it.
+    eventually(3 * SOON, "the others are ended", async || overfull(&stack, "address").await > 8.5)
+        .await;
+    let mut whole = 0;
+    for answer in &mut answers {
+        whole += usize::from(rest_of_answer(answer).await.is_some());
+    }
+    assert_eq!(whole, 3, "what leaves for a socket that ended breaks off");
+    eventually(SOON, "nothing waits", async || {
+        metric(&stack, "chat_gateway_waiting_bytes").await < 0.5
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_poll_is_answered_when_the_last_answer_has_left() {
+    let stack =
+        Stack::builder().env("SLOW_SECONDS", "4").env("MIN_BYTES_PER_SECOND", "1").start().await;
+    let session = long_history(&stack, 500, 16_000).await;
+    for takes_it in [true, false] {
+        let poller = Poller::open(&stack, STRANGER).await;
+        poller.resume(0, &session).await;
+        let mut first = poller.begin_poll(&stack, STRANGER).await;
+        poller.post(r#"421["nothing",{}]"#).await;
+        let taking = async {
+            if takes_it {
+                let first = rest_of_answer(&mut first).await.expect("the whole of it");
+                assert!(first.contains("430["));
+            }
+        };
+        let (next, ()) = tokio::join!(timeout(3 * SOON, poller.poll()), taking);
+        let next = next.expect("in time");
+        assert_eq!(next.as_ref().is_some_and(|next| next.contains("431[")), takes_it, "{next:?}");
+    }
+    eventually(SOON, "one goes on", async || metric(&stack, "chat_gateway_sockets").await < 1.5)
+        .await;
+}
+
+#[tokio::test]
+async fn a_poll_whose_answer_breaks_off_ends_its_socket_as_what_was_in_it_is_lost() {
+    let stack = Stack::builder().env("SLOW_SECONDS", "600").start().await;
+    let session = long_history(&stack, 500, 16_000).await;
+    let poller = Poller::open(&stack, STRANGER).await;
+    poller.resume(0, &session).await;
+    drop(poller.begin_poll(&stack, STRANGER).await);
+    eventually(SOON, "it is gone", async || metric(&stack, "chat_gateway_sockets").await < 0.5)
+        .await;
+    assert_eq!(poller.poll().await, None);
+
+    // Whose client ends it gives up what is on its way.
+    let poller = Poller::open(&stack, STRANGER).await;
+    poller.resume(0, &session).await;
+    let mut answer = poller.begin_poll(&stack, STRANGER).await;
+    poller.post("1").await;
+    eventually(SOON, "nothing waits", async || {
+        metric(&stack, "chat_gateway_sockets").await < 0.5
+            && metric(&stack, "chat_gateway_waiting_bytes").await < 0.5
+    })
+    .await;
+    assert_eq!(rest_of_answer(&mut answer).await, None);
 }
 
 /// The connections and requests that were ended for what they sent.
@@ -601,6 +817,333 @@ async fn names_of_namespaces_that_are_not_served_come_back_only_where_they_are_s
 }
 
 #[tokio::test]
+async fn a_few_namespaces_that_are_not_served_are_refused_and_more_end_whoever_asks() {
+    const FEW: usize = 8;
+    let stack = Stack::start().await;
+    let (mut socket, _) = direct(&stack).await;
+    let (mut other, _) = upgraded(&stack).await;
+    for (at, socket) in [&mut socket, &mut other].into_iter().enumerate() {
+        for n in 0..FEW {
+            send(socket, &format!("40/a{n},")).await;
+            assert_eq!(
+                packet(socket).await,
+                format!(r#"44/a{n},{{"message":"Invalid namespace"}}"#)
+            );
+        }
+        send(socket, r#"420["init_session",{}]"#).await;
+        assert!(packet(socket).await.starts_with("430"), "{at} goes on");
+        send(socket, "40/again,").await;
+        assert!(ends(socket).await, "{at}");
+    }
+    assert!(excessive(&stack, "namespaces").await > 1.5);
+
+    // Over polling, many at once, or a few at a time by one that leaves the default namespace and comes back.
+    let many = Poller::open(&stack, STRANGER).await;
+    many.post(&vec!["40/a,"; 4_000].join("\u{1e}")).await;
+    let mut heard = String::new();
+    while let Some(more) = timeout(SOON, many.poll()).await.expect("in time") {
+        heard += &more;
+    }
+    assert!(heard.matches("44/a,").count() <= FEW, "{} bytes", heard.len());
+    let shedding = Poller::open(&stack, STRANGER).await;
+    for _ in 0..FEW {
+        shedding.post("40/a,\u{1e}41").await;
+        shedding.post("40").await;
+        shedding.heard("40{").await;
+    }
+    let all = excessive(&stack, "namespaces").await;
+    shedding.post("40/a,").await;
+    assert!(excessive(&stack, "namespaces").await > all + 0.5, "the count cannot be shed");
+}
+
+#[tokio::test]
+async fn whoever_asks_to_be_let_in_again_and_again_and_hears_none_of_the_answers_is_ended() {
+    let secret = "a secret of this test alone of 32 bytes or more";
+    let stack = Stack::builder().gateway_env("JWT_SECRET", secret).start().await;
+    let bad = r#"40{"token":"nonsense"}"#;
+    let sid = open_polling(&stack).await;
+    let poll = stack.url(&format!("/socket.io/?EIO=4&transport=polling&sid={sid}"));
+    let post = async |packets: usize| {
+        let body = vec![bad; packets].join("\u{1e}");
+        stack.http().post(&poll).body(body).send().await.unwrap().status()
+    };
+    for (packets, status) in [(99, 200), (1, 200), (1, 400)] {
+        assert_eq!(post(packets).await, status);
+    }
+    let mut socket = websocket(&stack, "").await;
+    for _ in 0..101 {
+        send(&mut socket, bad).await;
+    }
+    assert!(ends(&mut socket).await, "a websocket");
+    assert!(excessive(&stack, "namespaces").await > 1.5);
+}
+
+/// Polls and posts nothing more that is taken.
+async fn is_ended(poller: &Poller) -> bool {
+    let pong = poller.http.post(&poller.url).body("3").send().await;
+    pong.is_ok_and(|answer| answer.status() == 400)
+}
+
+#[tokio::test]
+async fn an_event_whose_attachments_do_not_come_ends_its_connection() {
+    let stack = Stack::builder().env("SLOW_SECONDS", "4").start().await;
+    let attachment = Message::Binary(vec![0; 1_000].into());
+    // Those that come, though not at once, are refused in the event's own form.
+    let announced = r#"451-7["get-messages",{"_placeholder":true,"num":0}]"#;
+    let (mut sends, _) = direct(&stack).await;
+    send(&mut sends, announced).await;
+    sends.send(attachment.clone()).await.unwrap();
+    assert!(packet(&mut sends).await.starts_with(r#"437[{"error":{"code":"invalid_payload""#));
+    let polls = Poller::open(&stack, NEIGHBOUR).await;
+    polls.post(announced).await;
+    polls.post("bAAAA").await;
+    assert!(polls.heard("437[").await.contains("invalid_payload"));
+
+    let announced = r#"452-["user_message",{"_placeholder":true,"num":0}]"#;
+    let (mut one, _) = direct(&stack).await;
+    send(&mut one, announced).await;
+    one.send(attachment.clone()).await.unwrap();
+    let (mut none, _) = upgraded(&stack).await;
+    send(&mut none, "469-1[]").await;
+    assert!(ends(&mut one).await && ends(&mut none).await, "websockets");
+    for posts in [&[announced, "bAAAA"][..], &["461-1[]"]] {
+        let poller = Poller::open(&stack, STRANGER).await;
+        for post in posts {
+            poller.post(post).await;
+        }
+        assert!(!is_ended(&poller).await, "it has its time");
+        eventually(3 * SOON, "polling ends", async || is_ended(&poller).await).await;
+    }
+    send(&mut sends, r#"428["nothing",{}]"#).await;
+    assert!(packet(&mut sends).await.starts_with("438["), "it goes on");
+    polls.post(r#"428["nothing",{}]"#).await;
+    polls.heard("438[").await;
+}
+
+#[tokio::test]
+async fn attachments_and_what_announces_them_are_short() {
+    let stack = Stack::start().await;
+    let long = "x".repeat(100_000);
+    let head = format!(r#"451-["{long}",{{"_placeholder":true,"num":0}}]"#);
+    let announced = r#"452-["a",{"_placeholder":true,"num":0}]"#;
+    let attachment = Message::Binary(vec![0; 100_000].into());
+    for packets in [&[Message::text(&*head)][..], &[Message::text(announced), attachment]] {
+        let (mut socket, _) = direct(&stack).await;
+        for packet in packets {
+            socket.send(packet.clone()).await.ok();
+        }
+        assert!(ends(&mut socket).await, "a websocket");
+    }
+    for body in [head, format!("{announced}\u{1e}b{}", "A".repeat(100_000))] {
+        let poller = Poller::open(&stack, STRANGER).await;
+        poller.post(&body).await;
+        eventually(SOON, "polling ends", async || is_ended(&poller).await).await;
+    }
+    assert!(excessive(&stack, "attachments").await > 3.5);
+}
+
+/// A websocket whose frames are written by hand, and not masked: the key is nought.
+async fn raw_websocket(stack: &Stack, from: Ipv4Addr) -> TcpStream {
+    let mut stream = connect(stack, from, false).await;
+    assert!(ask(&mut stream, &upgrade("")).await.unwrap().starts_with("HTTP/1.1 101"));
+    write_frame(&mut stream, 0x81, "40", 2).await;
+    stream
+}
+
+/// Writes a frame that is said to be so long.
+async fn write_frame(stream: &mut TcpStream, first: u8, payload: &str, length: u64) {
+    let mut frame = vec![first, 0x80 | 0x7f];
+    frame.extend(length.to_be_bytes());
+    frame.extend([0; 4]);
+    frame.extend(payload.as_bytes());
+    // It may be closed already.
+    stream.write_all(&frame).await.ok();
+}
+
+#[tokio::test]
+async fn a_websocket_that_does_not_go_on_with_what_it_began_ends_and_a_slow_one_does_not() {
+    let stack =
+        Stack::builder().env("SLOW_SECONDS", "5").env("MIN_BYTES_PER_SECOND", "1000").start().await;
+    let begun = "42[\"nothing\",";
+    let mut half = raw_websocket(&stack, STRANGER).await;
+    write_frame(&mut half, 0x81, begun, 100_000).await;
+    let mut header = raw_websocket(&stack, STRANGER).await;
+    header.write_all(&[0x81]).await.unwrap();
+    let mut part = raw_websocket(&stack, STRANGER).await;
+    write_frame(&mut part, 0x01, begun, begun.len() as u64).await;
+    write_frame(&mut part, 0x89, "", 0).await;
+    let mut drips = raw_websocket(&stack, STRANGER).await;
+    write_frame(&mut drips, 0x81, begun, 100_000).await;
+    let dripping = tokio::spawn(async move {
+        let mut every = tokio::time::interval(Duration::from_millis(100));
+        while drips.write_all(b"x").await.is_ok() {
+            every.tick().await;
+        }
+    });
+    for (what, stream) in
+        [("a frame", &mut half), ("a header", &mut header), ("a message", &mut part)]
+    {
+        assert!(closed_within(stream, SOON).await, "{what}");
+    }
+    timeout(3 * SOON, dripping).await.expect("one that drips ends").unwrap();
+    assert!(metric(&stack, "chat_gateway_slow_bodies_total").await > 3.5);
+
+    // Three times the least rate, for longer than that time; then it is silent, as it began nothing.
+    let mut slow = raw_websocket(&stack, NEIGHBOUR).await;
+    let event = format!(r#"427["nothing",{{"a":"{}"}}]"#, "x".repeat(24_000));
+    let mut every = tokio::time::interval(Duration::from_millis(100));
+    write_frame(&mut slow, 0x81, "", event.len() as u64).await;
+    for part in event.as_bytes().chunks(300) {
+        every.tick().await;
+        slow.write_all(part).await.unwrap();
+    }
+    let mut heard = String::new();
+    let answer = async {
+        while !heard.contains("437[") {
+            let mut part = [0; 4_096];
+            let read = slow.read(&mut part).await.unwrap();
+            assert!(read > 0, "it is closed");
+            heard += &String::from_utf8_lossy(&part[..read]);
+        }
+    };
+    timeout(SOON, answer).await.expect("an answer");
+    assert!(!closed_within(&mut slow, Duration::from_secs(7)).await);
+}
+
+#[tokio::test]
+async fn what_has_not_ended_of_an_address_is_bounded_in_bytes() {
+    const CONNECTIONS: usize = 10;
+    const HALF: usize = 900_000;
+    let stack = Stack::builder().env("WAITING_BYTES_PER_ADDRESS", "4000000").start().await;
+    let half = "x".repeat(HALF);
+    let path = async || {
+        let poller = Poller::open(&stack, STRANGER).await;
+        poller.url.strip_prefix(&stack.url("")).unwrap().to_owned()
+    };
+    for is_websocket in [true, false] {
+        let before = excessive(&stack, "unfinished").await;
+        let mut streams = Vec::new();
+        for n in 0..CONNECTIONS {
+            if is_websocket {
+                let mut stream = raw_websocket(&stack, STRANGER).await;
+                // As a frame, and as parts of a message.
+                let (first, length) =
+                    if n % 2 == 0 { (0x81, 1_000_000) } else { (0x01, HALF as u64) };
+                write_frame(&mut stream, first, &half, length).await;
+                streams.push(stream);
+            } else {
+                let path =
+                    if n % 2 == 0 { path().await } else { "/api/chats/x/messages".to_owned() };
+                let mut stream = connect(&stack, STRANGER, false).await;
+                let head = post(&path, "Content-Length: 1000000");
+                stream.write_all(format!("{head}{half}").as_bytes()).await.ok();
+                streams.push(stream);
+            }
+        }
+        // Four of them fit at most.
+        eventually(SOON, "the others are ended", async || {
+            excessive(&stack, "unfinished").await > before + 5.5
+        })
+        .await;
+        // Others have their own share.
+        let mut other = raw_websocket(&stack, NEIGHBOUR).await;
+        write_frame(&mut other, 0x81, &format!("42[\"{half}\"]"), HALF as u64 + 6).await;
+        assert!(!closed_within(&mut other, Duration::from_secs(1)).await);
+        drop(streams);
+        eventually(SOON, "there is room again", async || {
+            let mut again = raw_websocket(&stack, STRANGER).await;
+            write_frame(&mut again, 0x81, &half, 1_000_000).await;
+            !closed_within(&mut again, Duration::from_secs(1)).await
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn the_buffers_that_long_messages_leave_behind_are_bounded() {
+    const SOCKETS: usize = 60;
+    let stack = Stack::builder().env("WAITING_BYTES_PER_ADDRESS", "8000000").start().await;
+    let before = stack.gateway(0).resident_bytes();
+    let long = format!(r#"427["nothing",{{"a":"{}"}}]"#, "x".repeat(1_000_000));
+    let mut sockets = Vec::new();
+    for _ in 0..SOCKETS {
+        let mut socket = websocket(&stack, "").await;
+        send(&mut socket, "40").await;
+        send(&mut socket, &long).await;
+        sockets.push(socket);
+    }
+    eventually(3 * SOON, "the others are ended", async || {
+        metric(&stack, "chat_gateway_sockets").await < 8.5
+    })
+    .await;
+    let grown = stack.gateway(0).resident_bytes().saturating_sub(before);
+    println!("{} KiB more", grown / 1024);
+    assert!(grown < MEMORY_MAX_BYTES, "{grown} bytes more");
+}
+
+#[tokio::test]
+async fn what_is_held_back_for_one_that_resumes_counts_among_what_waits_for_it() {
+    let stack = Stack::builder().env("WAITING_BYTES_PER_SOCKET", "2000000").start().await;
+    let history = long_history(&stack, 500, 16_000).await;
+    let speaker = Poller::open(&stack, NEIGHBOUR).await;
+    speaker.post(r#"420["init_session",{}]"#).await;
+    let joined = speaker.heard("430[").await;
+    let session = joined.split('"').nth(3).unwrap().to_owned();
+    let holder = Poller::open(&stack, STRANGER).await;
+    // The second is read though the first was not fetched; the third waits for that.
+    for ack in 0..2 {
+        holder.resume(ack, &history).await;
+    }
+    holder.resume(2, &session).await;
+    let before = stack.gateway(0).resident_bytes();
+    let content = "\u{1f980}".repeat(8_000);
+    let said = serde_json::json!(["user_message", { "sessionId": session, "content": content }]);
+    let mut most = 0;
+    for n in 0..100 {
+        speaker.post(&format!("42{n}{said}")).await;
+        speaker.heard(&format!("43{n}[")).await;
+        most = most.max(stack.gateway(0).resident_bytes());
+        if overfull(&stack, "socket").await > 0.5 {
+            break;
+        }
+    }
+    assert!(overfull(&stack, "socket").await > 0.5, "it is ended");
+    println!("{} KiB more", most.saturating_sub(before) / 1024);
+    eventually(SOON, "it is gone", async || is_ended(&holder).await).await;
+    eventually(SOON, "nothing waits for it", async || {
+        metric(&stack, "chat_gateway_waiting_bytes").await < 100_000.0
+    })
+    .await;
+    // Who is given what it missed goes on: what was held follows.
+    let back = Poller::open(&stack, NEIGHBOUR).await;
+    back.resume(0, &session).await;
+    back.heard("430[").await;
+    speaker.post(&format!("42999{said}")).await;
+    back.heard(r#"42["message""#).await;
+}
+
+#[tokio::test]
+async fn packets_over_polling_count_however_often_their_socket_joins() {
+    let stack = Stack::builder()
+        .env("LIMITS", "on")
+        .env("MESSAGES_PER_SECOND", "5")
+        .env("MESSAGES_BURST", "10")
+        .start()
+        .await;
+    let poller = Poller::open(&stack, STRANGER).await;
+    for times in 0.. {
+        assert!(times < 40, "a flood of packets over polling ends");
+        let flood = format!("{}\u{1e}41", ["3"; 500].join("\u{1e}"));
+        if poller.http.post(&poller.url).body(flood).send().await.unwrap().status() != 200 {
+            assert!(times >= 2, "only {times} times 500 packets were taken");
+            break;
+        }
+        poller.post("40").await;
+        poller.heard("40{").await;
+    }
+}
+
+#[tokio::test]
 async fn packets_that_no_handler_sees_are_counted_too() {
     let stack = Stack::builder()
         .env("LIMITS", "on")
@@ -612,7 +1155,6 @@ async fn packets_that_no_handler_sees_are_counted_too() {
         Message::text("3"),
         Message::text("437[{}]"),
         Message::text(r#"42/other,["user_message",{}]"#),
-        Message::text("40/other,"),
         Message::Ping(Vec::new().into()),
     ];
     let mut ended = 0.5;

@@ -142,6 +142,7 @@ async fn what_runs_is_said_in_one_block_and_its_tools_find_it() {
     assert_eq!(said.matches("/metrics").count(), 2, "{said}");
     assert!(!said.contains('\x1b') && !said.contains("chat:"), "plain, and no password: {said}");
 
+    the_pages_to_try_it_are_there(&said, &url).await;
     let psql = place.run(&["psql", "-X", "-A", "-t", "-c", "SELECT 6 * 7"], "");
     let (answer, why) = (text(&psql.stdout), text(&psql.stderr));
     if stack::find::psql().is_ok() {
@@ -159,6 +160,19 @@ async fn what_runs_is_said_in_one_block_and_its_tools_find_it() {
     assert_eq!(wrong.status.code(), Some(1));
     assert_eq!(text(&wrong.stderr).trim(), "there is no dead letter 7");
     up.stop(stack::child::Signal::TERM, ENDS_WITHIN).unwrap();
+}
+
+/// Where npm cannot fetch what they load, the block says so.
+async fn the_pages_to_try_it_are_there(said: &str, url: &str) {
+    if said.contains("Try it    not yet: ") {
+        println!("NOT CHECKED: the pages of cargo up. npm has not fetched what they load.");
+        return;
+    }
+    assert!(said.contains(&format!("Try it    {url}/  as a visitor")), "{said}");
+    for path in ["/", "/agent", "/socket.io/socket.io.min.js"] {
+        let answer = reqwest::get(format!("{url}{path}")).await.unwrap();
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+    }
 }
 
 #[tokio::test]

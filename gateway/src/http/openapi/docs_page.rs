@@ -71,7 +71,7 @@ fn contents(page: &mut String, document: &Json) {
     }
     page.push_str(
         "</ul><p><a href=#codes>Errors</a> · <a href=#schemas>Schemas</a> · for programs: \
-        <a href=/openapi.json>/openapi.json</a></nav>",
+        <a href=/openapi.json>/openapi.json</a>, <a href=/asyncapi.json>/asyncapi.json</a></nav>",
     );
 }
 
@@ -106,8 +106,10 @@ fn operation(page: &mut String, document: &Json, Operation { method, path, what 
 
 /// A line for a shell that asks for it.
 fn curl(document: &Json, method: &str, path: &str, what: &Json) -> String {
-    let session = &document.pointer("/components/parameters/sessionId")["example"];
-    let path = path.replace("{sessionId}", session.text());
+    let parameters = what["parameters"].items().iter().map(|one| resolved(document, one));
+    let path = parameters.fold(path.to_owned(), |path, one| {
+        path.replace(&format!("{{{}}}", one["name"].text()), one["example"].text())
+    });
     let mut line = String::from("curl");
     if method != "get" {
         let _ = write!(line, " -X {}", method.to_uppercase());
@@ -234,6 +236,7 @@ fn events(page: &mut String, document: &Json) {
         if event["ack"].is_some() {
             page.push_str("<h4>Ack</h4>");
             payload(page, &event["ack"]);
+            let _ = write!(page, "<p class=kind>or {}", kind(&event["ack"]["refused"]));
         }
         page.push_str("</section>");
     }

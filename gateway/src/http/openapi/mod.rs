@@ -1,5 +1,7 @@
-//! `GET /openapi.json`, and `GET /docs`: the same as a page for people ([`docs_page`]).
+//! `GET /openapi.json`, `GET /asyncapi.json`, which is made from it ([`asyncapi`]), and `GET /docs`: both as a page for
+//! people ([`docs_page`]).
 
+pub mod asyncapi;
 pub mod docs_page;
 pub mod ordered_json;
 
@@ -18,9 +20,20 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
     serde_json::from_str(DOCUMENT).map(|document| docs_page::render(&document)).unwrap_or_default()
 });
 
+/// What `/asyncapi.json` answers; tests compare it with what is said and heard.
+pub static EVENTS: LazyLock<String> = LazyLock::new(|| {
+    let made = serde_json::from_str(DOCUMENT).map(|document| asyncapi::made_of(&document));
+    made.and_then(|events| serde_json::to_string_pretty(&events)).unwrap_or_default()
+});
+
 /// The routes as `OpenAPI` 3.1.
 pub async fn document() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], DOCUMENT)
+}
+
+/// The events as `AsyncAPI` 3.
+pub async fn events() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], EVENTS.as_str())
 }
 
 /// The routes and the events as a page.
