@@ -9,6 +9,11 @@
 //! A record may itself be what ended the connection: the client library cannot read any headers or subject that
 //! NATS takes, and would end it again each time the record comes. After each reconnect the first records are
 //! therefore asked for one by one, which reads everything, before a consumer sends those that follow.
+//!
+//! Of a cluster the consumer lives on any server with a copy. One that came back with another end of the log than
+//! the others have may be given theirs late, or never, and meanwhile gives its own as if it were the log
+//! (nats-server 2.15.1, two of three servers that had lost their newest records). What is given is therefore
+//! compared with what the leading server has, before it is stored.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -42,6 +47,7 @@ const FOREIGN_TOLD_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Records of some partitions, each once, those of a partition in order.
 pub struct LogReader {
+    log: Log,
     source: Source,
     /// Where each partition is read up to.
     read: HashMap<Partition, u64>,
@@ -52,9 +58,9 @@ pub struct LogReader {
 /// Where records come from.
 enum Source {
     /// These were asked for one by one; a consumer gives what stands from the next sequence on.
-    Ahead { records: Vec<LogRecord>, next: u64, log: Log, inbox: String },
+    Ahead { records: Vec<LogRecord>, next: u64, inbox: String },
     /// They are sent as they come.
-    Consumer(push::Ordered),
+    Consumer(Box<push::Ordered>),
 }
 
 impl LogReader {
@@ -70,9 +76,9 @@ impl LogReader {
     ) -> Result<Self, async_nats::Error> {
         let read = offsets.iter().map(|(partition, sequence)| (*partition, *sequence)).collect();
         let start = start(log, stream, offsets).await?;
-        let (log, inbox) = (log.clone(), client.new_inbox());
-        let source = Source::Ahead { records: Vec::new(), next: start, log, inbox };
-        let mut reader = Self { source, partitions, read, foreign: Foreign::default() };
+        let source = Source::Ahead { records: Vec::new(), next: start, inbox: client.new_inbox() };
+        let foreign = Foreign::default();
+        let mut reader = Self { log: log.clone(), source, partitions, read, foreign };
         if one_by_one {
             reader.read_ahead().await?;
         }
@@ -81,20 +87,26 @@ impl LogReader {
 
     /// Asks for the first records one by one.
     async fn read_ahead(&mut self) -> Result<(), async_nats::Error> {
-        let Source::Ahead { next: start, log, inbox, .. } = &self.source else { return Ok(()) };
-        let (log, inbox, mut next) = (log.clone(), inbox.clone(), *start);
+        let Source::Ahead { next: start, inbox, .. } = &self.source else { return Ok(()) };
+        let (inbox, mut next) = (inbox.clone(), *start);
         let (mut records, mut bytes) = (Vec::new(), 0);
         for _ in 0..ONE_BY_ONE_MAX {
             if bytes >= BATCH_BYTES_MAX {
                 break;
             }
-            let Some(found) = log.first_record(subjects::ALL_REQUESTS, next).await? else { break };
+            let found = self.log.first_record(subjects::ALL_REQUESTS, next).await?;
+            let Some(found) = found else { break };
             next = found.sequence + 1;
             let at = || Ok((found.sequence, found.time));
             bytes += self.read(&found.subject, &found.payload, at, &mut records)?;
         }
-        self.source = Source::Ahead { records, next, log, inbox };
+        self.source = Source::Ahead { records, next, inbox };
         Ok(())
+    }
+
+    /// The log that it reads.
+    pub fn log(&self) -> &Log {
+        &self.log
     }
 
     /// Waits for a record and takes with it what else is there; never waits to fill up.
@@ -126,15 +138,15 @@ impl LogReader {
 
     /// The consumer, made when it is needed first.
     async fn consumer(&mut self) -> Result<&mut push::Ordered, async_nats::Error> {
-        if let Source::Ahead { next, log, inbox, .. } = &self.source {
+        if let Source::Ahead { next, inbox, .. } = &self.source {
             let config = push::OrderedConfig {
                 deliver_subject: inbox.clone(),
                 filter_subject: subjects::ALL_REQUESTS.to_owned(),
                 deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: *next },
                 ..push::OrderedConfig::default()
             };
-            let consumer = log.stream().create_consumer(config).await?.messages().await?;
-            self.source = Source::Consumer(consumer);
+            let consumer = self.log.stream().create_consumer(config).await?.messages().await?;
+            self.source = Source::Consumer(Box::new(consumer));
         }
         match &mut self.source {
             Source::Consumer(consumer) => Ok(consumer),
@@ -203,6 +215,32 @@ impl Foreign {
             *self = Self { told: Some(Instant::now()), untold: 0 };
         }
     }
+}
+
+/// An error if a consumer gave what the leading server does not have. Within a batch it does not change over to
+/// another log and back.
+pub async fn confirm(log: &Log, records: &[LogRecord]) -> Result<(), async_nats::Error> {
+    if log.stream().cached_info().config.num_replicas == 1 {
+        return Ok(());
+    }
+    let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(()) };
+    confirm_one(log, &last.place).await?;
+    if first.place.sequence == last.place.sequence {
+        return Ok(());
+    }
+    confirm_one(log, &first.place).await
+}
+
+async fn confirm_one(log: &Log, place: &LogPlace) -> Result<(), async_nats::Error> {
+    let stands = match log.record(place.sequence).await? {
+        Some(record) => record.time == place.recorded_at,
+        // It may have been erased; but nothing stands behind the end.
+        None => log.stream().get_info().await?.state.last_sequence >= place.sequence,
+    };
+    stands.then_some(()).ok_or_else(|| {
+        let sequence = place.sequence;
+        format!("a server gives another record {sequence} than the one that leads the log").into()
+    })
 }
 
 /// The lowest sequence that any partition has not stored yet. A partition in which nothing is

@@ -71,13 +71,13 @@ async fn start(config: &Config, services: Services, stop: &Stop) -> anyhow::Resu
 
     let (ownership, owned) = Ownership::new(store.clone(), nats.clone());
     let (progress, waiting) = ProgressWatch::new(store.clone(), log.clone(), owned.clone());
-    readiness.follow(owned.clone(), waiting);
+    readiness.follow(owned.clone(), waiting.clone());
     let trimmer = Trimmer::new(store.clone(), log.clone(), owned.clone(), config.log_keep);
     let operator = OperatorStore::connect(&config.database);
     let sessions = Sessions::new(operator, nats.clone(), log.clone(), config.log.partitions);
     let pruner = Pruner::new(sessions, owned.clone(), config.retention);
     let lag = LagWatch::new(store.clone(), nats.clone(), log.clone(), owned.clone());
-    let persister = Worker::new(store, jetstream, config.log.clone(), owned, disturbances);
+    let persister = Worker::new(store, jetstream, config.log.clone(), owned, waiting, disturbances);
     let mut tasks = Tasks::default();
     let work_stop = stop.clone();
     tasks.spawn("the work", async move {

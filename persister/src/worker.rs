@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use async_nats::jetstream;
 use shared::announcement::Position;
+use shared::health::Waiting;
 use shared::lifecycle::{Backoff, Stop, pause};
 use shared::log::{Log, LogSettings};
 use shared::nats::Disturbances;
@@ -19,13 +20,16 @@ use crate::batch::{self, Batch, LogPlace, LogRecord};
 use crate::log_identity::{self, AnotherLog, StreamState};
 use crate::metrics::METRICS;
 use crate::ownership::{LOOK_INTERVAL, Owned};
-use crate::reader::LogReader;
+use crate::reader::{self, LogReader};
 use crate::store::commit::Committed;
 use crate::store::offsets::{Mark, Offset};
 use crate::store::{Store, errors};
 
 /// How often positions are repeated: what a gateway missed it learns within this time.
 const POSITION_INTERVAL: Duration = Duration::from_secs(1);
+/// Records may wait for so long, and the log's consumer give none, before it is made anew: of a cluster it may
+/// live on a server that is late for ever and sends its heartbeats all the same.
+const GIVEN_WITHIN: Duration = Duration::from_secs(3);
 /// Pauses between tries while the database or the log cannot be used.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -36,6 +40,7 @@ pub struct Worker {
     jetstream: jetstream::Context,
     log: LogSettings,
     owned: Owned,
+    waiting: Waiting,
     disturbances: Disturbances,
     /// How often the connection was disturbed before the last term.
     begun_at: u64,
@@ -66,9 +71,10 @@ impl Worker {
         jetstream: jetstream::Context,
         log: LogSettings,
         owned: Owned,
+        waiting: Waiting,
         disturbances: Disturbances,
     ) -> Self {
-        Self { store, jetstream, log, owned, disturbances, begun_at: 0 }
+        Self { store, jetstream, log, owned, waiting, disturbances, begun_at: 0 }
     }
 
     /// Runs terms until the stop.
@@ -103,6 +109,7 @@ impl Worker {
         let mut positions = interval(POSITION_INTERVAL);
         positions.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut doubt = std::pin::pin!(pause(stop, LOOK_INTERVAL));
+        let mut given = Instant::now();
         loop {
             let records = tokio::select! {
                 biased;
@@ -110,22 +117,34 @@ impl Worker {
                 _ = &mut doubt, if term.doubtful => return Ok(Ended::Changed),
                 _ = positions.tick() => {
                     term.announcer.repeat_positions(&term.offsets).await;
-                    if self.still_stands(&term.offsets, &partitions).await {
+                    if self.still_stands(&term.offsets, &partitions).await && !self.is_starved(given) {
                         continue;
                     }
                     return Ok(Ended::Changed);
                 }
                 records = term.reader.next_batch() => records.map_err(anyhow::Error::from_boxed)?,
             };
-            // All of them another worker's, or read before.
-            if records.is_empty() {
-                continue;
+            // None where all of them are another worker's, or were read before.
+            if !records.is_empty() {
+                let confirmed = reader::confirm(term.reader.log(), &records).await;
+                confirmed.map_err(anyhow::Error::from_boxed)?;
+                if !self.store_records(&mut term, &records, stop).await? {
+                    return Ok(Ended::Changed);
+                }
+                backoff.reset();
             }
-            if !self.store_records(&mut term, &records, stop).await? {
-                return Ok(Ended::Changed);
-            }
-            backoff.reset();
+            given = Instant::now();
         }
+    }
+
+    /// Whether records wait that the log's consumer does not give, which gave something at `given` last.
+    fn is_starved(&self, given: Instant) -> bool {
+        let wait = self.waiting.borrow().is_some_and(|since| since.elapsed() >= GIVEN_WITHIN);
+        let starved = wait && given.elapsed() >= GIVEN_WITHIN;
+        if starved {
+            tracing::warn!("records wait that the log does not give: reading it anew");
+        }
+        starved
     }
 
     /// Whether Postgres knows the offsets that the term goes on from: a database restored from an

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use shared::announcement::{Epoch, Position};
 use shared::ids::SessionId;
 use shared::partition::{Partition, PartitionCount};
 use tests::{Client, Conversation, JsClients, Link, Stack, announcing, eventually, is_taken};
+use time::OffsetDateTime;
 
 /// Delivery resumes within this time after NATS is back.
 const RESUMES_WITHIN: Duration = Duration::from_secs(5);
@@ -47,6 +49,31 @@ async fn a_gateway_that_lost_nats_emits_what_was_saved_meanwhile() {
         sees(&visitor, RESUMES_WITHIN, 3 + round * 700).await;
     }
     assert_eq!(visitor.messages().await, agent.messages().await);
+}
+
+/// Until a persister asks for the log anew of which it is given nothing, and for what waits in it.
+const ASKS_ANEW_WITHIN: Duration = Duration::from_secs(15);
+
+/// As one does that lives on a server of a cluster that never gets what the others have: it sends heartbeats, and no
+/// records.
+#[tokio::test]
+async fn a_consumer_that_gives_nothing_though_records_wait_is_made_anew() {
+    let stack = Stack::start().await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
+    let session = client.stay(None).await["sessionId"].as_str().unwrap().to_owned();
+    say(&client, &session, 1).await;
+    sees(&client, SOON, 1).await;
+    let log = async_nats::jetstream::new(stack.nats_client().await);
+    let log = log.get_stream(shared::log::STREAM).await.unwrap();
+    let consumers: Vec<_> = log.consumer_names().try_collect().await.unwrap();
+    let until = OffsetDateTime::now_utc() + Duration::from_hours(1);
+    // Of a term that ended there may be one that nobody reads.
+    for consumer in consumers {
+        assert!(log.pause_consumer(&consumer, until).await.unwrap().paused);
+    }
+    say(&client, &session, 3).await;
+    sees(&client, ASKS_ANEW_WITHIN, 4).await;
+    assert!(stack.persister(0).logs().contains("records wait that the log does not give"));
 }
 
 #[tokio::test]
