@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context;
 use serde::Deserialize;
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::js_client::JsClients;
 use crate::node::web_node;
+use crate::room::Room;
 use crate::wait::must;
 
 /// What Chromium is called in packages.
@@ -21,6 +23,8 @@ const DESK: (u32, u32) = (1_280, 800);
 #[derive(Clone, Debug)]
 pub struct Browser {
     control: JsClients,
+    /// It draws with the processor.
+    _room: Arc<Room>,
 }
 
 /// One tab of a [`Browser`].
@@ -42,7 +46,8 @@ pub struct Shown {
 }
 
 impl Browser {
-    /// Starts it; says that nothing is checked where it is not on this machine.
+    /// Starts it once half of the machine is free of other tests; says that nothing is checked where it is not on this
+    /// machine.
     pub async fn start() -> Option<Self> {
         let Some(chromium) = chromium() else {
             println!(
@@ -56,9 +61,10 @@ impl Browser {
             println!("NOT CHECKED: pages in a browser. Node is older than {OLDEST_NODE}.");
             return None;
         }
+        let room = Arc::new(Room::take(Room::half()).await);
         let chromium = chromium.to_string_lossy().into_owned();
         let control = JsClients::of_web("browser.mjs", vec![("CHROMIUM".into(), chromium)]).await;
-        Some(Self { control })
+        Some(Self { control, _room: room })
     }
 
     /// Opens a page in a new tab of this person, with storage of their own.

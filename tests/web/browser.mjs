@@ -8,6 +8,8 @@ import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 
 const { CHROMIUM, CONTROL_PORT } = process.env;
+/** Until the browser runs, the first time from a slow disk. */
+const STARTS_WITHIN = 120_000;
 /** Longest wait of one step, on a busy machine. */
 const STEP_WITHIN = 30_000;
 /** As fast as somebody who drags the bar. */
@@ -15,7 +17,7 @@ const PAGES_A_FRAME = 10;
 /** Between two messages of somebody who writes all the time, in milliseconds. */
 const BREATH = 150;
 
-const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"] });
+const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"], timeout: STARTS_WITHIN });
 const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const contexts = new Map();
 const tabs = new Map();

