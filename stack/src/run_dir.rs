@@ -65,11 +65,20 @@ pub fn sweep_all(machine: &Machine) -> Result<()> {
 
 fn sweep(home: &Path) -> Result<()> {
     for folder in folders_in(home) {
-        if Lock::try_exclusive(&folder.join(LOCK))?.is_some() {
-            end_leftovers(&folder);
-            fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot remove {}", folder.display()))?;
+        let swept = sweep_one(&folder);
+        // Its owner may be removing it just now.
+        if folder.exists() {
+            swept?;
         }
+    }
+    Ok(())
+}
+
+fn sweep_one(folder: &Path) -> Result<()> {
+    if Lock::try_exclusive(&folder.join(LOCK))?.is_some() {
+        end_leftovers(folder);
+        fs::remove_dir_all(folder)
+            .with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     Ok(())
 }

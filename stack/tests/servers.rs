@@ -6,6 +6,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use stack::cluster::Cluster;
@@ -55,6 +56,24 @@ fn postgres_comes_back_after_every_kind_of_end() {
     server.pause().unwrap();
     server.kill().unwrap();
     server.start().unwrap();
+}
+
+/// While one sweeps, others remove theirs.
+#[test]
+fn folders_are_made_and_removed_by_many_at_once() {
+    let machine = machine();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let home = RunDir::create(&machine).unwrap();
+                    for number in 0..20 {
+                        fs::create_dir(home.path().join(number.to_string())).unwrap();
+                    }
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -52,7 +52,8 @@ async fn a_gateway_that_stops_answers_what_is_under_way_begins_nothing_new_and_s
     .await;
     gateway.ask_to_stop();
     eventually(AT_ONCE, "/ready turns false", async || says_that_it_stops(gateway).await).await;
-    assert!(!takes_connections(gateway).await, "it takes new sockets");
+    eventually(AT_ONCE, "it takes no new sockets", async || !takes_connections(gateway).await)
+        .await;
     let refused = say(&client, &session, "too late").await;
     assert_eq!(refused["error"]["code"], "unavailable", "{refused}");
     stack.nats().resume().await;
