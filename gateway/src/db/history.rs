@@ -22,6 +22,12 @@ use crate::db::rows::{
 const APPLICATION: &str = "chat-gateway";
 /// Connections unless the URL's `connection_limit` says otherwise; delivery has one more.
 const CONNECTIONS: u32 = 8;
+/// [`CHUNK_BYTES`] as Postgres counts.
+#[allow(clippy::cast_possible_wrap)]
+const CHUNK: i64 = CHUNK_BYTES as i64;
+/// Most bytes of an inbox's page of a history: 500 messages as long as they may be unless a setting says otherwise, of
+/// four bytes a character.
+const LATEST_BYTES_MAX: i64 = 16 * 1024 * 1024;
 /// Characters of a last message that are read: one more than shown tells that it was cut.
 #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 const LAST_CHARS_READ: i32 = LAST_CHARS as i32 + 1;
@@ -35,26 +41,38 @@ const SESSION_EXISTS: &str = r#"
 const SESSION: &str = r#"
     SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession" WHERE "sessionId" = $1"#;
 
-/// A page of a session's messages, oldest first: the first of those asked for.
+/// A page of a session's messages, oldest first: the first of those asked for. Beside the first one only those have
+/// their content that are no longer than so many bytes together: an adopter's message may be as long as Postgres takes it.
 const MESSAGES: &str = r#"
-    SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
-           m."logEpoch", m."logSequence"
-    FROM "Message" m
-    WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
-      AND m."seq" >= $2 AND m."seq" < $3
-    ORDER BY m."seq" LIMIT $4"#;
+    SELECT m."id", m."sender", CASE WHEN m."isWithheld" THEN '' ELSE m."content" END AS "content", m."createdAt",
+           m."isAI", m."chatSessionId", m."seq", m."logEpoch", m."logSequence", m."isWithheld"
+    FROM (
+        SELECT n.*, row_number() OVER page > 1 AND sum(octet_length(n."content")) OVER page > $5 AS "isWithheld"
+        FROM (
+            SELECT * FROM "Message" c
+            WHERE c."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+              AND c."seq" >= $2 AND c."seq" < $3
+            ORDER BY c."seq" LIMIT $4
+        ) n
+        WINDOW page AS (ORDER BY n."seq" ROWS UNBOUNDED PRECEDING)
+    ) m
+    ORDER BY m."seq""#;
 
 /// The same, the last of those asked for.
 const LAST_MESSAGES: &str = r#"
-    SELECT last.* FROM (
-        SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
-               m."logEpoch", m."logSequence"
-        FROM "Message" m
-        WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
-          AND m."seq" >= $2 AND m."seq" < $3
-        ORDER BY m."seq" DESC LIMIT $4
-    ) last
-    ORDER BY last."seq""#;
+    SELECT m."id", m."sender", CASE WHEN m."isWithheld" THEN '' ELSE m."content" END AS "content", m."createdAt",
+           m."isAI", m."chatSessionId", m."seq", m."logEpoch", m."logSequence", m."isWithheld"
+    FROM (
+        SELECT n.*, row_number() OVER page > 1 AND sum(octet_length(n."content")) OVER page > $5 AS "isWithheld"
+        FROM (
+            SELECT * FROM "Message" c
+            WHERE c."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+              AND c."seq" >= $2 AND c."seq" < $3
+            ORDER BY c."seq" DESC LIMIT $4
+        ) n
+        WINDOW page AS (ORDER BY n."seq" DESC ROWS UNBOUNDED PRECEDING)
+    ) m
+    ORDER BY m."seq""#;
 
 /// Where a message stands in its session, if it is of this one.
 const SEQ: &str = r#"
@@ -104,34 +122,48 @@ const SESSIONS: &str = r#"
     ) s
     ORDER BY s."createdAt" DESC, s."id" DESC LIMIT $3"#;
 
-/// A page of the messages of some sessions, session by session, oldest first.
+/// A page of the messages of some sessions, session by session, oldest first; of long ones see `MESSAGES`.
 const MESSAGES_OF: &str = r#"
-    SELECT s."ord", m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
-           m."logEpoch", m."logSequence"
-    FROM unnest($1::text[]) WITH ORDINALITY AS s ("id", "ord")
-    CROSS JOIN LATERAL (
-        SELECT * FROM "Message" m
-        WHERE m."chatSessionId" = s."id" AND m."seq" > CASE WHEN s."ord" = $2 THEN $3 ELSE -1 END
-        ORDER BY m."seq" LIMIT $4
+    SELECT m."ord", m."id", m."sender", CASE WHEN m."isWithheld" THEN '' ELSE m."content" END AS "content",
+           m."createdAt", m."isAI", m."chatSessionId", m."seq", m."logEpoch", m."logSequence", m."isWithheld"
+    FROM (
+        SELECT n.*, row_number() OVER page > 1 AND sum(octet_length(n."content")) OVER page > $5 AS "isWithheld"
+        FROM (
+            SELECT s."ord", c.*
+            FROM unnest($1::text[]) WITH ORDINALITY AS s ("id", "ord")
+            CROSS JOIN LATERAL (
+                SELECT * FROM "Message" c
+                WHERE c."chatSessionId" = s."id" AND c."seq" > CASE WHEN s."ord" = $2 THEN $3 ELSE -1 END
+                ORDER BY c."seq" LIMIT $4
+            ) c
+            WHERE s."ord" >= $2
+            ORDER BY s."ord", c."seq" LIMIT $4
+        ) n
+        WINDOW page AS (ORDER BY n."ord", n."seq" ROWS UNBOUNDED PRECEDING)
     ) m
-    WHERE s."ord" >= $2
-    ORDER BY s."ord", m."seq" LIMIT $4"#;
+    ORDER BY m."ord", m."seq""#;
 
-/// The newest messages of a session, or the newest before one of them; oldest first.
+/// The newest messages of a session, or the newest before one of them, oldest first: so many and so long at most, but
+/// one in any case.
 const LATEST: &str = r#"
-    SELECT * FROM (
-        SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
-               m."logEpoch", m."logSequence"
-        FROM "Message" m
-        WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
-          AND m."seq" < CASE WHEN $2::text IS NULL THEN 9223372036854775807 ELSE (
-              SELECT known."seq" FROM "Message" known
-              JOIN "ChatSession" s ON s."id" = known."chatSessionId"
-              WHERE known."id" = $2 AND s."sessionId" = $1
-          ) END
-        ORDER BY m."seq" DESC LIMIT $3
+    SELECT latest.* FROM (
+        SELECT n.*, row_number() OVER page AS "nth", sum(octet_length(n."content")) OVER page AS "bytes"
+        FROM (
+            SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
+                   m."logEpoch", m."logSequence"
+            FROM "Message" m
+            WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+              AND m."seq" < CASE WHEN $2::text IS NULL THEN 9223372036854775807 ELSE (
+                  SELECT known."seq" FROM "Message" known
+                  JOIN "ChatSession" s ON s."id" = known."chatSessionId"
+                  WHERE known."id" = $2 AND s."sessionId" = $1
+              ) END
+            ORDER BY m."seq" DESC LIMIT $3
+        ) n
+        WINDOW page AS (ORDER BY n."seq" DESC ROWS UNBOUNDED PRECEDING)
     ) latest
-    ORDER BY "seq""#;
+    WHERE latest."nth" = 1 OR latest."bytes" <= $4
+    ORDER BY latest."seq""#;
 
 /// These sessions as inboxes list them, in this order. `LIMIT` keeps it at one look into an index per
 /// session, however many are stored.
@@ -143,7 +175,7 @@ pub const LISTED: &str = r#"
         WHERE c."sessionId" = wanted."sessionId" LIMIT 1
     ) s
     LEFT JOIN LATERAL (
-        SELECT m."sender" AS "lastSender", left(m."content", $2) AS "lastContent", m."createdAt" AS "lastAt"
+        SELECT m."sender" AS "lastSender", substr(m."content", 1, $2) AS "lastContent", m."createdAt" AS "lastAt"
         FROM "Message" m WHERE m."chatSessionId" = s."id" ORDER BY m."seq" DESC LIMIT 1
     ) last ON true
     ORDER BY wanted."ord""#;
@@ -164,7 +196,7 @@ pub const NEWEST: &str = r#"
         ORDER BY n."createdAt" DESC, n."id" DESC LIMIT $3
     ) s
     LEFT JOIN LATERAL (
-        SELECT m."sender" AS "lastSender", left(m."content", $4) AS "lastContent", m."createdAt" AS "lastAt"
+        SELECT m."sender" AS "lastSender", substr(m."content", 1, $4) AS "lastContent", m."createdAt" AS "lastAt"
         FROM "Message" m WHERE m."chatSessionId" = s."id" ORDER BY m."seq" DESC LIMIT 1
     ) last ON true
     ORDER BY s."createdAt" DESC, s."id" DESC"#;
@@ -345,8 +377,8 @@ impl History {
         database::extent(&mut *self.pool.get().await?, self.pool.keeps_statements(), session).await
     }
 
-    /// At most `limit` messages of a session, oldest first: the first with these `seq`s. An adopter's
-    /// session may have any text as its id.
+    /// At most `limit` messages of a session, oldest first: the first with these `seq`s. Beside the first those that are
+    /// longer than a [`CHUNK_BYTES`] together come without their content. An adopter's session may have any text as its id.
     pub async fn messages(
         &self,
         session: &str,
@@ -378,7 +410,8 @@ impl History {
             .bind(session.to_owned())
             .bind(seqs.start)
             .bind(seqs.end)
-            .bind(i64::from(limit));
+            .bind(i64::from(limit))
+            .bind(CHUNK);
         answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
@@ -410,7 +443,7 @@ impl History {
             .bind(session.to_string())
             .bind(id.to_owned())
             .bind(i64::from(limit))
-            .bind(i64::try_from(CHUNK_BYTES).unwrap_or(i64::MAX));
+            .bind(CHUNK);
         Snapshot::of(answered(query.fetch_all(&mut *self.pool.get().await?)).await?)
     }
 
@@ -429,7 +462,7 @@ impl History {
     }
 
     /// At most `limit` messages of the sessions with these keys: from the `ord`th session on (from 1),
-    /// of that one after `seq`.
+    /// of that one after `seq`. Of long ones see [`History::messages`].
     pub async fn messages_of(
         &self,
         ids: &[String],
@@ -441,11 +474,13 @@ impl History {
             .bind(ids.to_vec())
             .bind(ord)
             .bind(seq)
-            .bind(i64::from(limit));
+            .bind(i64::from(limit))
+            .bind(CHUNK);
         answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
-    /// At most `limit` messages of a session, the newest or those before one of them, oldest first.
+    /// At most `limit` messages of a session, the newest or those before one of them, oldest first. Of long ones fewer:
+    /// [`LATEST_BYTES_MAX`], but one in any case.
     pub async fn latest(
         &self,
         session: SessionId,
@@ -454,8 +489,12 @@ impl History {
     ) -> sqlx::Result<Vec<StoredMessage>> {
         // Postgres refuses U+0000 in a text: no message can have such an id.
         let before = before.map(|id| if id.contains('\0') { "" } else { id }.to_owned());
-        let query =
-            self.query_as(LATEST).bind(session.to_string()).bind(before).bind(i64::from(limit));
+        let query = self
+            .query_as(LATEST)
+            .bind(session.to_string())
+            .bind(before)
+            .bind(i64::from(limit))
+            .bind(LATEST_BYTES_MAX);
         answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 

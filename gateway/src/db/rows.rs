@@ -49,6 +49,9 @@ pub struct StoredMessage {
     pub seq: i64,
     log_epoch: Option<i64>,
     log_sequence: Option<i64>,
+    /// Whether it was read without its content, since there was enough to read before it.
+    #[sqlx(default)]
+    is_withheld: bool,
 }
 
 impl StoredMessage {
@@ -76,13 +79,14 @@ impl StoredMessage {
     }
 }
 
-/// How many of these messages fit into so many bytes; at least one, if there is one.
+/// How many of these messages fit into so many bytes, of those that were read with their content; at least one, if
+/// there is one.
 pub fn fitting<'a>(messages: impl Iterator<Item = &'a StoredMessage>, room: usize) -> usize {
     let mut bytes = 0;
     let mut fitting = 0;
     for message in messages {
         bytes += json_bytes(&message.content) + AROUND_CONTENT_BYTES;
-        if bytes > room && fitting > 0 {
+        if message.is_withheld || bytes > room && fitting > 0 {
             break;
         }
         fitting += 1;

@@ -459,3 +459,71 @@ async fn a_message_whose_time_was_changed_before_it_was_delivered_is_delivered()
         assert!(gateway.is_running() && !gateway.logs().contains("panicked"), "{}", gateway.logs());
     }
 }
+
+/// Messages of one session, and how long each is.
+const LONG: (usize, usize) = (20, 4 * 1024 * 1024);
+/// The longest of all, in a session of its own.
+const LONGEST: usize = 200 * 1024 * 1024;
+/// What an inbox's page of 16 MiB costs while it is read, and written as JSON for an ack and for an event. Two of the
+/// messages cost less.
+const LONG_COST_MAX_BYTES: u64 = 192 * 1024 * 1024;
+
+const INSERT_LONG: &str = r#"
+    WITH s AS (INSERT INTO "ChatSession" ("id", "sessionId") VALUES ('c' || $1, $1) RETURNING "id")
+    INSERT INTO "Message" ("id", "sender", "content", "chatSessionId")
+    SELECT s."id" || '-' || n, 'user', repeat('x', $2), s."id" FROM s, generate_series(1, $3) n"#;
+
+#[tokio::test]
+async fn contents_of_any_length_are_served_and_cost_no_more_than_a_page() {
+    let stack = Stack::builder().busy().start().await;
+    let long = SessionId::random().to_string();
+    insert_long(&stack, &long, LONG).await;
+    let gateway = stack.gateway(0);
+    let before = gateway.resident_bytes();
+    let mut most = before;
+    let (count, length) = LONG;
+    let path = format!("/api/chats/{long}");
+    let forward = format!("?limit={count}&after=c{long}-1");
+    let back = format!("?limit={count}&before=c{long}-{count}");
+    for (query, left_out) in [(String::new(), 0), (forward, 1), (back, 1)] {
+        let (messages, said) = without_x(&stack, &format!("{path}{query}"), &mut most).await;
+        assert_eq!(messages.as_array().unwrap().len(), count - left_out, "{query}");
+        assert_eq!(said, (count - left_out) * length, "{query}");
+    }
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
+    let (sessions, said) = without_x(&stack, "/api/chats", &mut most).await;
+    assert_eq!((sessions.as_array().unwrap().len(), said), (1, count * length));
+    let history = client.ask("get-messages", json!({ "sessionId": long })).await;
+    let newest = history["messages"].as_array().unwrap().iter().map(id_of);
+    let wanted = (count - 3..=count).map(|number| format!("c{long}-{number}"));
+    assert!(newest.eq(wanted), "as long as a page may be");
+    most = most.max(gateway.resident_bytes());
+    let grown = (most - before) / 1024 / 1024;
+    println!("{count} messages of {} MiB: {grown} MiB more at most", length / 1024 / 1024);
+    assert!(most - before < LONG_COST_MAX_BYTES, "{grown} MiB more");
+
+    insert_long(&stack, "longest", (1, LONGEST)).await;
+    let (messages, said) = without_x(&stack, "/api/chats/longest", &mut most).await;
+    assert_eq!((messages.as_array().unwrap().len(), said), (1, LONGEST));
+    assert_eq!(listed(&client).await, 2);
+    nobody_failed(&stack);
+}
+
+async fn insert_long(stack: &Stack, session: &str, (count, length): (usize, usize)) {
+    let insert = sqlx::query(INSERT_LONG).bind(session).bind(i32::try_from(length).unwrap());
+    insert.bind(i32::try_from(count).unwrap()).execute(&stack.pool()).await.unwrap();
+}
+
+/// What a path answers but for each x, and how many there were; `most` is the most memory that its gateway took.
+async fn without_x(stack: &Stack, path: &str, most: &mut u64) -> (Value, usize) {
+    let mut answer = stack.http().get(stack.url(path)).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK, "{path}");
+    let (mut json, mut all) = (Vec::new(), 0);
+    while let Some(bytes) = answer.chunk().await.unwrap() {
+        all += bytes.len();
+        json.extend(bytes.iter().copied().filter(|byte| *byte != b'x'));
+        *most = stack.gateway(0).resident_bytes().max(*most);
+    }
+    let x_count = all - json.len();
+    (serde_json::from_slice(&json).unwrap(), x_count)
+}
