@@ -106,7 +106,7 @@ export const DIFFERENCES = [
     covers: ofCase("chat, init_session"),
   },
   {
-    what: "a content that is empty, has half an emoji, or more than `MAX_CONTENT_CHARS` characters", node: "stored", here: "`message_error`",
+    what: "a content that is empty, has half an emoji, or more than `MAX_CONTENT_CHARS` characters", node: "stored; with half an emoji Prisma ends the server", here: "`message_error`",
     covers: ({ name }) => /^chat, \w+_message, (empty content|half an emoji|of 10,000)/.test(name),
   },
   {
