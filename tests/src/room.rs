@@ -8,8 +8,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::wait::must;
 
-/// Processes of stacks for each processor: most of them wait most of the time. With six the processors idled no less,
-/// and one test in some hundred missed a deadline that is generous.
+/// Processes of stacks for each processor: most of them wait most of the time.
 const PROCESSES: usize = 4;
 
 static PLACES: LazyLock<usize> =
