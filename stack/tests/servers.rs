@@ -21,6 +21,8 @@ use stack::{stats, wait};
 
 const STACK: &str = env!("CARGO_BIN_EXE_stack");
 const WITHIN: Duration = Duration::from_secs(30);
+/// It may fetch nats-server first, over a slow line, and make a cluster of Postgres.
+const STARTS_WITHIN: Duration = Duration::from_mins(10);
 
 /// Says to the test that stands in for another process where to put its files.
 const PLAY: &str = "STACK_TEST_PLAY";
@@ -188,7 +190,7 @@ impl Cache {
     fn wait_for(&self, file: &str) -> String {
         let file = self.0.join(file);
         let left = || Ok(fs::read_to_string(&file).ok().filter(|text| !text.is_empty()));
-        let text = wait::until(WITHIN, "a player", left).unwrap();
+        let text = wait::until(STARTS_WITHIN, "a player", left).unwrap();
         fs::remove_file(&file).unwrap();
         text
     }

@@ -11,7 +11,8 @@ import { GATEWAY_URL, arrive, contents, enter, eventually, history, say, unknown
 function start(t, script, env) {
   const child = spawn(process.execPath, [script], { env: { ...process.env, GATEWAY_URL, ...env } });
   t.after(() => child.kill());
-  const run = { output: "", ended: once(child, "exit").then(([code]) => code) };
+  // Not its exit: what it printed may be on its way then.
+  const run = { output: "", ended: once(child, "close").then(([code]) => code) };
   for (const stream of [child.stdout, child.stderr]) stream.on("data", (data) => { run.output += data; });
   return run;
 }

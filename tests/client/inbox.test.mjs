@@ -4,6 +4,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
+import { isDeepStrictEqual } from "node:util";
 import {
   CUID, ISO_TIME, all, answer, arrive, ask, assertAccepted, assertRefused, connect, contents, enter, eventually,
   history, say, unknownId,
@@ -55,11 +56,11 @@ describe("the public admin page", { concurrency: true }, () => {
     const admin = await page(t);
     const visitor = await enter(t, { url: HERE });
     const { sessionId } = visitor;
-    const shows = (what, condition) => eventually(what, () => {
+    const shows = (what, condition, within) => eventually(what, () => {
       const session = admin.find(sessionId);
       return session && condition(session);
-    }, PRESENT_WITHIN);
-    await shows("the visitor", ({ isActive }) => isActive);
+    }, within);
+    await shows("the visitor", ({ isActive }) => isActive, PRESENT_WITHIN);
     assertAccepted(await say(visitor.socket, sessionId, "Hello?"));
     await shows("what the visitor says", ({ lastMessage }) => lastMessage === "Hello?");
     await eventually("the news", () => admin.news.some((one) => one.sessionId === sessionId));
@@ -71,11 +72,11 @@ describe("the public admin page", { concurrency: true }, () => {
     await eventually("the answer in the room", () => shown.messages.length === 2);
     assert.deepEqual(shown.messages, ["Hello?", "Hi!"]);
     visitor.socket.disconnect();
-    await shows("that the visitor left", ({ isActive }) => !isActive);
+    await shows("that the visitor left", ({ isActive }) => !isActive, PRESENT_WITHIN);
     assert.deepEqual(admin.news.filter((one) => one.sessionId === sessionId), [{ sessionId, message: "Hello?" }]);
     admin.socket.emit("admin-leave-session", { sessionId });
     const again = await enter(t, { url: HERE, sessionId });
-    await shows("the visitor again", ({ isActive }) => isActive);
+    await shows("the visitor again", ({ isActive }) => isActive, PRESENT_WITHIN);
     assertAccepted(await say(again.socket, sessionId, "Still there?"));
     await eventually("the news", () => admin.news.filter((one) => one.sessionId === sessionId).length === 2);
     assert.deepEqual(shown.messages, ["Hello?", "Hi!"]);
@@ -212,7 +213,8 @@ describe("the shapes", { concurrency: true }, () => {
       const ack = await ask(admin, event);
       assert.deepEqual(Object.keys(ack), ["sessions", "nextCursor"]);
       assert.ok(ack.sessions.some((one) => one.sessionId === sessionId && one.isActive), event);
-      assert.deepEqual(answers[0], ack.sessions);
+      // An inbox may be given another list in between.
+      await eventually(event, () => answers.some((list) => isDeepStrictEqual(list, ack.sessions)));
     }
     assert.deepEqual(await ask(admin, "admin-join-session", { sessionId }), { sessionId });
     assert.deepEqual(await ask(admin, "admin-leave-session", { sessionId }), { sessionId });
@@ -320,13 +322,15 @@ describe("a busy system", () => {
     const times = [];
     admin.on("sessions-list", () => times.push(performance.now()));
     const visitors = await Promise.all(Array.from({ length: 10 }, () => enter(t, { url: HERE })));
-    const end = performance.now() + 4_000;
+    const start = performance.now();
+    const end = start + 4_000;
     const busy = async ({ socket, sessionId }) => {
       while (performance.now() < end) await say(socket, sessionId, "busy");
     };
     await Promise.all(visitors.map(busy));
-    const lists = times.length;
-    assert.ok(lists >= 2 && lists <= 5, `${lists} lists in four seconds`);
+    const seconds = (performance.now() - start) / 1_000;
+    const lists = times.filter((time) => time >= start).length;
+    assert.ok(lists >= 2 && lists <= seconds + 1, `${lists} lists in ${seconds} s`);
     const last = all(admin, "sessions-list");
     await Promise.all(visitors.map(({ socket, sessionId }) => say(socket, sessionId, "the last word")));
     const ids = new Set(visitors.map(({ sessionId }) => sessionId));

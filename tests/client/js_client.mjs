@@ -14,7 +14,7 @@ const ANSWERS_WITHIN = 30_000;
 /** Between two sends of a light load, in milliseconds. */
 const BREATH = 5;
 /** Between two things that a visitor says, in milliseconds. */
-const SPEAKS_EVERY = 20;
+const SPEAKS_EVERY = 100;
 /** Before a send that failed is tried again. */
 const RETRY = 50;
 
@@ -192,6 +192,11 @@ function comeBack(me, sessionId, connection) {
 async function talk({ socket, talk: mine }, { event, sessionId, name, offsets }) {
   let left = null;
   while (!mine.stopping) {
+    // The time for an answer would run already.
+    if (!socket.connected) {
+      await breath(BREATH);
+      continue;
+    }
     const content = `${name} ${mine.count}`;
     const payload = { sessionId, content, ...(offsets && { clientOffset: content }) };
     const ack = await answered(socket, event, payload);

@@ -174,7 +174,9 @@ for (const [name, transports] of Object.entries(TRANSPORTS)) {
 describe("the address of a client", () => {
   const stored = async (t, headers) => {
     const { sessionId } = await enter(t, { extraHeaders: headers });
-    return (await findChat((chat) => chat.sessionId === sessionId)).ip;
+    let chat;
+    await eventually("it is stored", async () => (chat = await findChat((one) => one.sessionId === sessionId)));
+    return chat.ip;
   };
 
   it("is the nearest one that no trusted proxy has", async (t) => {

@@ -13,7 +13,9 @@ const spoofed = (n) => ({
 
 it("spoofed headers change neither what is stored nor what is limited", async (t) => {
   const first = await enter(t, spoofed(1));
-  assert.equal((await findChat((chat) => chat.sessionId === first.sessionId)).ip, "127.0.0.1");
+  let chat;
+  await eventually("it is stored", async () => (chat = await findChat(({ sessionId }) => sessionId === first.sessionId)));
+  assert.equal(chat.ip, "127.0.0.1");
   for (let n = 2; n <= SESSIONS; n++) await enter(t, spoofed(n));
   const more = await connect(t, spoofed(100));
   assert.equal((await init(more)).error.code, "rate_limited");

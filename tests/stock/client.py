@@ -74,6 +74,7 @@ def talk(transports):
     refused = agent.call("user_message", {"sessionId": session, "content": 42}, timeout=SOON)
     assert refused["error"]["code"] == "invalid_payload", refused
     send(agent, "admin_message", session, ["while away"])
+    until("it is stored", lambda: also_heard[-1]["content"] == "while away")
     back, _ = connected(transports)
     ack = back.call("init_session", {"sessionId": session, "after": last}, timeout=SOON)
     assert ack["resumed"] and [message["content"] for message in ack["messages"]] == ["while away"], ack

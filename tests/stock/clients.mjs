@@ -15,7 +15,7 @@ const MESSAGES = 20;
 const require = createRequire(import.meta.url);
 
 async function until(what, condition) {
-  for (const deadline = Date.now() + SOON; !condition(); await pause(5)) {
+  for (const deadline = Date.now() + SOON; !(await condition()); await pause(5)) {
     assert.ok(Date.now() < deadline, `waited ${SOON} ms in vain: ${what}`);
   }
 }
@@ -52,6 +52,8 @@ async function talk(name, transports) {
   assert.deepEqual(heard.map((message) => message.content), [...contents, "answer"]);
   visitor.disconnect();
   await ask(agent, "admin_message", { sessionId, content: "while away" });
+  const history = async () => (await fetch(`${URL}/api/chats/${sessionId}`)).json();
+  await until("it is stored", async () => (await history()).length === MESSAGES + 2);
   const back = await connect(io, transports);
   const ack = await ask(back, "init_session", { sessionId, after: heard.at(-1).id });
   assert.deepEqual(ack.messages.map((message) => message.content), ["while away"]);

@@ -7,7 +7,7 @@ import WebSocket from "ws";
 import { exchange, requestOf } from "./http.mjs";
 
 /** Nothing more comes when it has been silent for so long. */
-const SILENT = 600;
+const SILENT = 1_000;
 const OPENS_WITHIN = 5_000;
 const PATH = "/socket.io/?EIO=4&transport=";
 

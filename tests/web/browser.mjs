@@ -46,7 +46,7 @@ const commands = {
     const page = await context.newPage();
     page.setDefaultTimeout(STEP_WITHIN);
     const told = [];
-    page.on("console", (message) => message.type() === "error" && told.push(message.text()));
+    page.on("console", (message) => message.type() === "error" && told.push(`${message.text()} ${message.location().url}`));
     page.on("pageerror", (error) => told.push(`${error.stack ?? error}`));
     await page.addInitScript(watchPolicy);
     tabs.set(client, { page, context, told, chatter: null });

@@ -28,7 +28,8 @@ fn scaled() -> Builder {
 }
 
 async fn start() -> (Stack, Balancer) {
-    let stack = scaled().start().await;
+    // What is acked is stored, however slow this machine is.
+    let stack = scaled().gateway_env("STORED_WAIT", "1m").start().await;
     let balancer = Balancer::start(&stack, PROXY).await;
     (stack, balancer)
 }
@@ -184,7 +185,9 @@ async fn a_gateway_that_drains_is_given_nobody_and_keeps_whom_it_has() {
     stack.persisters().iter().for_each(Service::pause);
     let under_way = tokio::spawn({
         let (client, session) = (client.clone(), session.clone());
-        async move { say(&client, &session, "under way").await }
+        let payload = json!({ "sessionId": session, "content": "under way" });
+        // It may take longer than one that is asked alone is given.
+        async move { client.burst("user_message", vec![payload]).await.remove(0) }
     });
     eventually(SOON, "it is under way", async || {
         let metrics = reqwest::get(draining.ops_url("/metrics")).await.expect("metrics");

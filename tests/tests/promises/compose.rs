@@ -263,7 +263,9 @@ async fn users(stack: &Stack) -> Vec<String> {
 
 #[tokio::test]
 async fn the_services_are_users_who_may_little_at_a_first_start() {
-    let stack = Stack::builder().own_postgres().services_stopped().start().await;
+    // What is answered over HTTP is stored then, however slow this machine is.
+    let stack = Stack::builder().own_postgres().gateway_env("STORED_WAIT", "5s");
+    let stack = stack.services_stopped().start().await;
     prepare(&stack, ("", "")).await;
     stack.start_services().await;
     stack.node_test("rest.test.mjs", &[]).await;

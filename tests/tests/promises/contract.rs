@@ -3,16 +3,21 @@
 use std::net::TcpListener;
 
 use serde_json::Value;
-use tests::{JsClients, Stack};
+use tests::{Builder, JsClients, Stack};
+
+/// What is acked is stored, however slow this machine is.
+fn patient() -> Builder {
+    Stack::builder().gateway_env("STORED_WAIT", "1m")
+}
 
 #[tokio::test]
 async fn sessions_are_opened_and_resumed_as_the_contract_says() {
-    Stack::start().await.node_test("session.test.mjs", &[]).await;
+    patient().start().await.node_test("session.test.mjs", &[]).await;
 }
 
 #[tokio::test]
 async fn messages_reach_their_room_and_the_history_as_the_contract_says() {
-    Stack::start().await.node_test("messages.test.mjs", &[]).await;
+    patient().start().await.node_test("messages.test.mjs", &[]).await;
 }
 
 #[tokio::test]
@@ -22,7 +27,7 @@ async fn many_messages_at_once_are_acked_broadcast_and_stored_in_order() {
 
 #[tokio::test]
 async fn http_answers_as_the_seed_does() {
-    let stack = Stack::start().await;
+    let stack = patient().start().await;
     for file in ["rest.test.mjs", "host.test.mjs"] {
         stack.node_test(file, &[]).await;
     }
@@ -30,7 +35,7 @@ async fn http_answers_as_the_seed_does() {
 
 #[tokio::test]
 async fn a_wrong_message_is_told_what_is_wrong_and_what_of_it_could_be_read() {
-    let stack = Stack::start().await;
+    let stack = patient().start().await;
     stack.node_test("words.test.mjs", &[]).await;
 }
 
@@ -57,14 +62,14 @@ async fn requests_for_sockets_are_refused_in_the_words_of_the_server_of_node() {
 async fn an_ipv4_address_is_stored_as_one_whichever_socket_it_came_over() {
     // Without IPv6 there is one way only.
     let every = if TcpListener::bind("[::]:0").is_ok() { "::" } else { "0.0.0.0" };
-    let open = Stack::builder().gateway_env("ALLOW_INSECURE_OPEN", "true");
+    let open = patient().gateway_env("ALLOW_INSECURE_OPEN", "true");
     let stack = open.gateway_env("HOST", every).start().await;
     assert_eq!(address_of_a_client_of(&stack, &stack.url("")).await, "127.0.0.1");
 }
 
 #[tokio::test]
 async fn localhost_is_both_addresses_of_this_machine() {
-    let stack = Stack::builder().gateway_env("HOST", "localhost").start().await;
+    let stack = patient().gateway_env("HOST", "localhost").start().await;
     assert_eq!(address_of_a_client_of(&stack, &stack.url("")).await, "127.0.0.1");
     if TcpListener::bind("[::1]:0").is_ok() {
         let url = stack.url("").replace("127.0.0.1", "[::1]");

@@ -669,15 +669,17 @@ async fn pruned(stack: &Stack) -> Vec<u64> {
 
 #[tokio::test]
 async fn what_was_idle_for_its_retention_is_erased_by_one_persister_and_what_lives_stays() {
-    let stack = Stack::builder().persisters(2).persister_env("RETENTION", "90d").start().await;
+    let stack = Stack::builder().persisters(2).persister_env("RETENTION", "90d");
+    let stack = stack.services_stopped().start().await;
     let pool = stack.pool();
-    let js_clients = JsClients::start().await;
-    let client = js_clients.client(&stack.url(""), &["websocket"]).await;
     let (old, empty, alive) = (uuids(120), uuids(30), uuids(120));
-    say(&client, &open(&client).await, "new").await;
     legacy(&pool, &alive, 2, "89 days").await;
     legacy(&pool, &empty, 0, "91 days").await;
     legacy(&pool, &old, 2, "91 days").await;
+    // They look first five seconds after their start, and then every hour.
+    stack.start_services().await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
+    say(&client, &open(&client).await, "new").await;
     eventually(CLEARED_WITHIN * 2, "the idle ones are erased", async || {
         left(&pool, &old).await + left(&pool, &empty).await == 0
     })
@@ -685,7 +687,12 @@ async fn what_was_idle_for_its_retention_is_erased_by_one_persister_and_what_liv
     assert_eq!(left(&pool, &alive).await, 120);
     assert_eq!(get(&stack, 0, &format!("/api/chats/{}", old[0])).await, (200, json!([])));
     eventually(SOON, "one has done it", async || pruned(&stack).await == [0, 150]).await;
-    assert_eq!(send(&client, &alive[3], "still here").await["status"], "stored");
+    say(&client, &alive[3], "still here").await;
+    let path = format!("/api/chats/{}", alive[3]);
+    eventually(SOON, "it lives", async || {
+        get(&stack, 0, &path).await.1.as_array().map(Vec::len) == Some(3)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -28,13 +28,16 @@ async fn tables(database: &Database) -> i64 {
 async fn a_proxy_carries_and_freezes_and_cuts() {
     let (proxy, _server) = echo().await;
     let mut client = connect(&proxy).await.unwrap();
-    assert_eq!(say(&mut client, b'a').await, Some(b'a'));
+    client.write_u8(b'a').await.unwrap();
+    assert_eq!(hear(&mut client, SOON).await, Some(b'a'));
     proxy.freeze();
-    assert_eq!(say(&mut client, b'b').await, None);
+    client.write_u8(b'b').await.unwrap();
+    assert_eq!(hear(&mut client, SILENCE).await, None);
     proxy.mend();
-    assert_eq!(hear(&mut client).await, Some(b'b'));
+    assert_eq!(hear(&mut client, SOON).await, Some(b'b'));
     proxy.cut();
-    assert_eq!(hear(&mut client).await, None);
+    let ended = tokio::time::timeout(SOON, client.read_u8()).await;
+    assert!(ended.expect("an end").is_err());
     eventually(SOON, "new connections are refused", async || connect(&proxy).await.is_err()).await;
     proxy.mend();
     eventually(SOON, "connections are taken again", async || connect(&proxy).await.is_ok()).await;
@@ -58,13 +61,8 @@ async fn connect(proxy: &Proxy) -> std::io::Result<TcpStream> {
     TcpStream::connect(("127.0.0.1", proxy.port())).await
 }
 
-async fn say(client: &mut TcpStream, byte: u8) -> Option<u8> {
-    client.write_u8(byte).await.unwrap();
-    hear(client).await
-}
-
-async fn hear(client: &mut TcpStream) -> Option<u8> {
-    tokio::time::timeout(SILENCE, client.read_u8()).await.ok()?.ok()
+async fn hear(client: &mut TcpStream, within: Duration) -> Option<u8> {
+    tokio::time::timeout(within, client.read_u8()).await.ok()?.ok()
 }
 
 #[tokio::test]

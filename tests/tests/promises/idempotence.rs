@@ -85,7 +85,7 @@ async fn sends_answer_unavailable_within_5_seconds_while_nats_is_away_or_frozen(
         "{took:?} {refused}"
     );
     stack.nats().resume().await;
-    eventually(ANSWERED_WITHIN, "sends are taken again", async || {
+    eventually(SOON, "sends are taken again", async || {
         is_taken(&client.ask("user_message", send.clone()).await)
     })
     .await;
@@ -96,7 +96,7 @@ async fn sends_answer_unavailable_within_5_seconds_while_nats_is_away_or_frozen(
         "{took:?} {refused}"
     );
     stack.nats().start().await;
-    eventually(ANSWERED_WITHIN, "sends are taken again", async || {
+    eventually(SOON, "sends are taken again", async || {
         is_taken(&client.ask("user_message", send.clone()).await)
     })
     .await;

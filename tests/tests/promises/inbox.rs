@@ -50,7 +50,7 @@ async fn inbox_and_visitor(
     inbox.ask("admin-connect", Value::Null).await;
     let visitor = js_clients.client(&stack.gateway(visitor).url(""), &["websocket"]).await;
     let session = visitor.stay(None).await["sessionId"].as_str().unwrap().to_owned();
-    shows(&inbox, PRESENT_WITHIN, &session, true).await;
+    shows(&inbox, SOON, &session, true).await;
     (inbox, visitor, session)
 }
 

@@ -386,6 +386,10 @@ async fn one_message_can_be_followed_by_its_id_from_socket_to_room() {
         let id = ack["id"].as_str().expect("an id");
         eventually(SOON, "it is seen", async || client.messages().await.len() == 1).await;
         let told_in = if format == "json" { told_in_json } else { told_in_text };
+        eventually(SOON, "it is told", async || {
+            told_in(&stack.gateway(0).logs(), id).contains_key("emitted")
+        })
+        .await;
         let (gateway, persister) = (stack.gateway(0).logs(), stack.persister(0).logs());
         let mut places = BTreeSet::new();
         for (logs, what) in [(&gateway, "accepted"), (&persister, "stored"), (&gateway, "emitted")]

@@ -341,11 +341,11 @@ async fn what_a_full_lane_refuses_as_overloaded_is_surely_not_taken() {
     let refused: Vec<usize> = coded("overloaded").map(|(_, n)| n).collect();
     assert_eq!(refused.len() + coded("unavailable").count(), MORE_THAN_A_LANE);
     assert!(!refused.is_empty());
-    eventually(RESUMES_WITHIN, "sends are accepted again", async || {
+    eventually(3 * SOON, "sends are accepted again", async || {
         is_taken(&client.ask("user_message", say(MORE_THAN_A_LANE)).await)
     })
     .await;
-    eventually(RESUMES_WITHIN, "it is stored", async || {
+    eventually(3 * SOON, "it is stored", async || {
         numbers(&history(&stack, &session).await).contains(&MORE_THAN_A_LANE)
     })
     .await;
@@ -513,7 +513,7 @@ async fn history(stack: &Stack, session: &str) -> Vec<Value> {
 
 /// Waits until a session holds so many messages, and not one more.
 async fn is_stored(stack: &Stack, session: &str, count: usize) {
-    eventually(RESUMES_WITHIN, "it is stored", async || {
+    eventually(3 * SOON, "it is stored", async || {
         status(stack, "/ready").await == 200 && history(stack, session).await.len() >= count
     })
     .await;

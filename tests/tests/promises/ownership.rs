@@ -1,6 +1,6 @@
 //! Any number of persisters share the partitions; what one leaves, another takes over.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shared::ids::SessionId;
 use shared::partition::PartitionCount;
@@ -151,12 +151,14 @@ async fn a_persister_that_is_cut_off_from_postgres_or_nats_is_replaced_within_5_
 #[tokio::test]
 async fn a_graceful_stop_hands_over_at_once() {
     let (stack, conversation) = talk_with_two_persisters().await;
-    let mut silences = Vec::new();
+    let (mut silences, mut handovers) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         let owner = persister_of(&stack, &conversation).await;
         conversation.visitor.longest_silence().await;
         stack.persister(owner).ask_to_stop();
-        share_as(&stack.pool(), HANDOVER_WITHIN, &[16]).await;
+        let asked = Instant::now();
+        share_as(&stack.pool(), TAKEOVER_WITHIN, &[16]).await;
+        handovers.push(asked.elapsed());
         assert!(stack.persister(owner).exit_status(TAKEOVER_WITHIN).await.success());
         conversation.is_delivered(20).await;
         silences.push(conversation.visitor.longest_silence().await);
@@ -165,6 +167,7 @@ async fn a_graceful_stop_hands_over_at_once() {
     }
     // A busy machine is silent too, but not every time: whoever waits for a lease to end always is.
     assert!(silences.iter().any(|silence| *silence < SILENT_AFTER_STOP), "{silences:?}");
+    assert!(handovers.iter().any(|took| *took < HANDOVER_WITHIN), "{handovers:?}");
     conversation.end(&stack).await;
 }
 

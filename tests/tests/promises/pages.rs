@@ -187,8 +187,11 @@ async fn two_people_talk_in_two_pages_and_nobody_stumbles() {
     }
     agent.reload().await;
     eventually(SOON, "the inbox opens where it was", async || agent.count().await == 5).await;
-    let histories = [visitor.shown().await, second.shown().await, agent.shown().await];
-    assert!(histories.iter().all(|shown| texts(shown) == texts(&histories[0])), "{histories:#?}");
+    eventually(SOON, "all show them in one order", async || {
+        let histories = [visitor.shown().await, second.shown().await, agent.shown().await];
+        histories.iter().all(|shown| texts(shown) == texts(&histories[0]))
+    })
+    .await;
 
     switches(&browser, &stack, &agent).await;
     for (tab, name) in [(&visitor, "visitor"), (&agent, "agent")] {
@@ -286,7 +289,10 @@ async fn whatever_breaks_while_a_visitor_writes_both_pages_show_it_once_and_in_o
         .await;
         assert_eq!(besides_the_outage(tab.problems().await), Vec::<String>::new());
     }
-    assert_eq!(texts(&visitor.shown().await), texts(&agent.shown().await));
+    eventually(SOON, "both show the same", async || {
+        texts(&visitor.shown().await) == texts(&agent.shown().await)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -347,7 +353,7 @@ async fn an_inbox_asks_for_a_token_where_there_is_a_key() {
     };
     sign_in("nonsense").await;
     eventually(SOON, "it says what is wrong", async || {
-        !agent.text("#token-error").await.is_empty()
+        agent.act("matches", json!({ "selector": "#token-error:not([hidden])" })).await == true
     })
     .await;
     assert_eq!(agent.act("axe", json!({})).await, json!([]));
@@ -357,9 +363,13 @@ async fn an_inbox_asks_for_a_token_where_there_is_a_key() {
     shows(&agent, &[("Hello!", false, None)]).await;
     agent.reload().await;
     shows(&agent, &[("Hello!", false, None)]).await;
-    // Whoever shows a token before the browser has its websocket gives that up, which the browser tells.
-    let given_up = "WebSocket is closed before the connection is established";
-    let problems = agent.problems().await.into_iter().filter(|one| !one.contains(given_up));
+    // Whoever shows another token ends the connection before, and the browser tells of a websocket that it gave up,
+    // and of a poll that comes behind the farewell.
+    let given_up = |one: &String| {
+        one.contains("WebSocket is closed before the connection is established")
+            || one.contains("status of 400") && one.contains("&sid=")
+    };
+    let problems = agent.problems().await.into_iter().filter(|one| !given_up(one));
     assert_eq!(problems.collect::<Vec<_>>(), Vec::<String>::new());
 }
 

@@ -43,7 +43,9 @@ async fn make_user(stack: &Stack, user: &str) {
 
 /// A stack whose tables belong to the owner, and two users with the roles of the script.
 async fn stack() -> (Stack, PgPool) {
-    let stack = Stack::builder().own_postgres().services_stopped().start().await;
+    // What is answered over HTTP is stored then, however slow this machine is.
+    let stack = Stack::builder().own_postgres().gateway_env("STORED_WAIT", "5s");
+    let stack = stack.services_stopped().start().await;
     let owner = stack.pool();
     // Before the tables are made, and once more.
     for sql in [ROLES, ROLES] {

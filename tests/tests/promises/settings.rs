@@ -13,8 +13,8 @@ use tokio::process::Command;
 use url::Url;
 
 /// A mistake that is not noticed would let the program run.
-const ENDS_WITHIN: Duration = Duration::from_secs(10);
-const SOON: Duration = Duration::from_secs(10);
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(30);
 /// Part of every value that must not be repeated.
 const SECRET: &str = "hunter2";
 

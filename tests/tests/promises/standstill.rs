@@ -69,7 +69,8 @@ async fn a_gateway_without_a_persister_says_so_once_records_wait() {
     // Nothing waits: nobody misses it for longer than a fault takes to be told.
     let begun = tokio::time::Instant::now();
     eventually(TOLD_WITHIN, "that takes long enough", async || {
-        assert!(chat.is_ready().await);
+        let (_, told) = chat.ready().await;
+        assert!(!told.contains("fault: "), "{told}");
         begun.elapsed() > Duration::from_secs(13)
     })
     .await;

@@ -111,6 +111,7 @@ async fn packet(socket: &mut Websocket) -> String {
         if packet != "2" {
             return packet;
         }
+        send(socket, "3").await;
     }
 }
 
@@ -217,6 +218,7 @@ async fn requests_beyond_what_an_address_may_ask_for_end_their_connection() {
         .start()
         .await;
     for request in ["GET /nothing", "GET /ready", "GET /socket.io/?EIO=4&transport=polling&sid=x"] {
+        let start = Instant::now();
         let mut stream = connect(&stack, STRANGER, false).await;
         let request = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n").repeat(PIPELINED);
         stream.write_all(request.as_bytes()).await.ok();
@@ -225,15 +227,17 @@ async fn requests_beyond_what_an_address_may_ask_for_end_their_connection() {
         // It may be reset: requests stand behind the one that is refused.
         timeout(SOON, reading).await.expect("it is closed").ok();
         let answered = String::from_utf8_lossy(&answers).matches("HTTP/1.1 ").count();
-        assert!(answered <= 23, "{answered} answers");
+        // A burst, the refusal, and one a second.
+        let most = 22 + start.elapsed().as_secs();
+        assert!(answered as u64 <= most, "{answered} answers");
     }
     assert!(is_served(&stack, NEIGHBOUR).await);
-    assert!(!is_served(&stack, STRANGER).await);
+    eventually(SOON, "it is refused", async || !is_served(&stack, STRANGER).await).await;
 }
 
 #[tokio::test]
 async fn a_request_that_offers_another_protocol_is_answered_in_this_one() {
-    let stack = Stack::start().await;
+    let stack = Stack::builder().gateway_env("STORED_WAIT", "30s").start().await;
     let session = long_history(&stack, 1, 10).await;
     let body = r#"{"content":"Hello!"}"#;
     for offer in ["h2c", "TLS/1.0, h2c"] {
@@ -284,7 +288,7 @@ async fn connections_of_one_peer_leave_room_for_others_below_the_limit_of_open_f
     let stack = Stack::builder()
         .env("LIMITS", "on")
         .env("CONNECTIONS_PER_ADDRESS", "5000")
-        .env("HEADER_SECONDS", "5")
+        .env("HEADER_SECONDS", "60")
         .start()
         .await;
     limit_files(&stack, FILES);
@@ -300,7 +304,7 @@ async fn connections_of_one_peer_leave_room_for_others_below_the_limit_of_open_f
         }
         let start = Instant::now();
         assert!(is_served(&stack, NEIGHBOUR).await);
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
         assert!(!is_served(&stack, STRANGER).await, "one peer has half of the room");
         let half = metric(&stack, "chat_gateway_client_connections").await;
         assert!((160.0..180.0).contains(&half), "{half} are open");
@@ -351,12 +355,12 @@ async fn a_proxy_that_is_trusted_has_all_the_room_and_beyond_it_connections_are_
 
 #[tokio::test]
 async fn a_first_request_has_its_time_from_the_beginning_of_its_connection() {
-    let stack = Stack::builder().env("HEADER_SECONDS", "1").env("IDLE_SECONDS", "60").start().await;
+    let stack = Stack::builder().env("HEADER_SECONDS", "4").env("IDLE_SECONDS", "60").start().await;
     let mut silent = connect(&stack, STRANGER, false).await;
     let mut kept = connect(&stack, STRANGER, false).await;
     assert!(ask(&mut kept, HEALTH).await.is_some());
     assert!(closed_within(&mut silent, SOON).await, "one that says nothing");
-    assert!(!closed_within(&mut kept, Duration::from_secs(2)).await, "one that asked before");
+    assert!(!closed_within(&mut kept, Duration::from_secs(5)).await, "one that asked before");
     assert!(ask(&mut kept, HEALTH).await.is_some());
 }
 
@@ -1007,6 +1011,7 @@ async fn a_websocket_that_does_not_go_on_with_what_it_began_ends_and_a_slow_one_
         }
     };
     timeout(SOON, answer).await.expect("an answer");
+    write_frame(&mut slow, 0x81, "3", 1).await;
     assert!(!closed_within(&mut slow, Duration::from_secs(7)).await);
 }
 

@@ -15,7 +15,7 @@ use tests::{eventually, machine, program};
 /// A start, with a build that finds everything built.
 const STARTS_WITHIN: Duration = Duration::from_mins(2);
 /// After a `kill -9`.
-const ENDS_WITHIN: Duration = Duration::from_secs(20);
+const ENDS_WITHIN: Duration = Duration::from_mins(1);
 
 /// A place for data, and a port.
 struct Place {
