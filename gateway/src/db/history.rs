@@ -480,7 +480,7 @@ impl History {
     }
 
     /// At most `limit` messages of a session, the newest or those before one of them, oldest first. Of long ones fewer:
-    /// [`LATEST_BYTES_MAX`], but one in any case.
+    /// 16 MiB of them, but one in any case.
     pub async fn latest(
         &self,
         session: SessionId,
