@@ -86,12 +86,17 @@ async fn a_persister_that_stops_finishes_its_batch_and_says_so() {
 
 #[tokio::test]
 async fn a_second_signal_ends_a_service_at_once() {
-    let stack = Stack::builder().own_postgres().start().await;
+    // What is under way then takes a minute.
+    let stack = Stack::builder().own_postgres().gateway_env("STORED_WAIT", "1m");
+    let stack = stack.env("SHUTDOWN_SECONDS", "60").start().await;
     let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let session = enter(&client).await;
     stack.postgres().pause().await;
-    stack.nats().pause().await;
     client.tell("user_message", json!({ "sessionId": session, "content": "never" })).await;
+    eventually(SOON, "it is under way", async || {
+        stack.gateway(0).metric("chat_gateway_pending_sends").await == Some(1)
+    })
+    .await;
     for service in [stack.gateway(0), stack.persister(0)] {
         service.ask_to_stop();
         eventually(SOON, "it stops", async || says_that_it_stops(service).await).await;
@@ -100,7 +105,6 @@ async fn a_second_signal_ends_a_service_at_once() {
         assert_eq!(service.exit_status(AT_ONCE).await.code(), Some(FORCED));
         assert!(asked.elapsed() < AT_ONCE);
     }
-    stack.nats().resume().await;
     stack.postgres().resume().await;
 }
 
