@@ -25,6 +25,9 @@ const CONNECTIONS: u32 = 8;
 /// [`CHUNK_BYTES`] as Postgres counts.
 #[allow(clippy::cast_possible_wrap)]
 const CHUNK: i64 = CHUNK_BYTES as i64;
+/// A content of more bytes is read by itself: more than twice as many as one has that can be sent unless a setting says
+/// otherwise. A sum over the page would cost each of its rows more than reading it.
+const LONG_BYTES: i32 = 64 * 1024;
 /// Most bytes of an inbox's page of a history: 500 messages as long as they may be unless a setting says otherwise, of
 /// four bytes a character.
 const LATEST_BYTES_MAX: i64 = 16 * 1024 * 1024;
@@ -41,36 +44,35 @@ const SESSION_EXISTS: &str = r#"
 const SESSION: &str = r#"
     SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession" WHERE "sessionId" = $1"#;
 
-/// A page of a session's messages, oldest first: the first of those asked for. Beside the first one only those have
-/// their content that are no longer than so many bytes together: an adopter's message may be as long as Postgres takes it.
+/// A page of a session's messages, oldest first: the first of those asked for. Beside the first one long ones come without
+/// their content: an adopter's message may be as long as Postgres takes it.
 const MESSAGES: &str = r#"
     SELECT m."id", m."sender", CASE WHEN m."isWithheld" THEN '' ELSE m."content" END AS "content", m."createdAt",
            m."isAI", m."chatSessionId", m."seq", m."logEpoch", m."logSequence", m."isWithheld"
     FROM (
-        SELECT n.*, row_number() OVER page > 1 AND sum(octet_length(n."content")) OVER page > $5 AS "isWithheld"
-        FROM (
-            SELECT * FROM "Message" c
-            WHERE c."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
-              AND c."seq" >= $2 AND c."seq" < $3
-            ORDER BY c."seq" LIMIT $4
-        ) n
-        WINDOW page AS (ORDER BY n."seq" ROWS UNBOUNDED PRECEDING)
+        SELECT c.*, octet_length(c."content") > $5 AND c."seq" <> (
+            SELECT f."seq" FROM "Message" f
+            WHERE f."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+              AND f."seq" >= $2 AND f."seq" < $3
+            ORDER BY f."seq" LIMIT 1
+        ) AS "isWithheld"
+        FROM "Message" c
+        WHERE c."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+          AND c."seq" >= $2 AND c."seq" < $3
+        ORDER BY c."seq" LIMIT $4
     ) m
     ORDER BY m."seq""#;
 
-/// The same, the last of those asked for.
+/// The same, the last of those asked for; all long ones come without their content.
 const LAST_MESSAGES: &str = r#"
     SELECT m."id", m."sender", CASE WHEN m."isWithheld" THEN '' ELSE m."content" END AS "content", m."createdAt",
            m."isAI", m."chatSessionId", m."seq", m."logEpoch", m."logSequence", m."isWithheld"
     FROM (
-        SELECT n.*, row_number() OVER page > 1 AND sum(octet_length(n."content")) OVER page > $5 AS "isWithheld"
-        FROM (
-            SELECT * FROM "Message" c
-            WHERE c."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
-              AND c."seq" >= $2 AND c."seq" < $3
-            ORDER BY c."seq" DESC LIMIT $4
-        ) n
-        WINDOW page AS (ORDER BY n."seq" DESC ROWS UNBOUNDED PRECEDING)
+        SELECT c.*, octet_length(c."content") > $5 AS "isWithheld"
+        FROM "Message" c
+        WHERE c."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+          AND c."seq" >= $2 AND c."seq" < $3
+        ORDER BY c."seq" DESC LIMIT $4
     ) m
     ORDER BY m."seq""#;
 
@@ -127,19 +129,25 @@ const MESSAGES_OF: &str = r#"
     SELECT m."ord", m."id", m."sender", CASE WHEN m."isWithheld" THEN '' ELSE m."content" END AS "content",
            m."createdAt", m."isAI", m."chatSessionId", m."seq", m."logEpoch", m."logSequence", m."isWithheld"
     FROM (
-        SELECT n.*, row_number() OVER page > 1 AND sum(octet_length(n."content")) OVER page > $5 AS "isWithheld"
-        FROM (
-            SELECT s."ord", c.*
-            FROM unnest($1::text[]) WITH ORDINALITY AS s ("id", "ord")
+        SELECT s."ord", c.*, octet_length(c."content") > $5 AND (s."ord", c."seq") <> (
+            SELECT f."ord", g."seq"
+            FROM unnest($1::text[]) WITH ORDINALITY AS f ("id", "ord")
             CROSS JOIN LATERAL (
-                SELECT * FROM "Message" c
-                WHERE c."chatSessionId" = s."id" AND c."seq" > CASE WHEN s."ord" = $2 THEN $3 ELSE -1 END
-                ORDER BY c."seq" LIMIT $4
-            ) c
-            WHERE s."ord" >= $2
-            ORDER BY s."ord", c."seq" LIMIT $4
-        ) n
-        WINDOW page AS (ORDER BY n."ord", n."seq" ROWS UNBOUNDED PRECEDING)
+                SELECT g."seq" FROM "Message" g
+                WHERE g."chatSessionId" = f."id" AND g."seq" > CASE WHEN f."ord" = $2 THEN $3 ELSE -1 END
+                ORDER BY g."seq" LIMIT 1
+            ) g
+            WHERE f."ord" >= $2
+            ORDER BY f."ord" LIMIT 1
+        ) AS "isWithheld"
+        FROM unnest($1::text[]) WITH ORDINALITY AS s ("id", "ord")
+        CROSS JOIN LATERAL (
+            SELECT * FROM "Message" c
+            WHERE c."chatSessionId" = s."id" AND c."seq" > CASE WHEN s."ord" = $2 THEN $3 ELSE -1 END
+            ORDER BY c."seq" LIMIT $4
+        ) c
+        WHERE s."ord" >= $2
+        ORDER BY s."ord", c."seq" LIMIT $4
     ) m
     ORDER BY m."ord", m."seq""#;
 
@@ -377,8 +385,8 @@ impl History {
         database::extent(&mut *self.pool.get().await?, self.pool.keeps_statements(), session).await
     }
 
-    /// At most `limit` messages of a session, oldest first: the first with these `seq`s. Beside the first those that are
-    /// longer than a [`CHUNK_BYTES`] together come without their content. An adopter's session may have any text as its id.
+    /// At most `limit` messages of a session, oldest first: the first with these `seq`s. Beside the first those of more
+    /// than 64 KiB come without their content. An adopter's session may have any text as its id.
     pub async fn messages(
         &self,
         session: &str,
@@ -411,7 +419,7 @@ impl History {
             .bind(seqs.start)
             .bind(seqs.end)
             .bind(i64::from(limit))
-            .bind(CHUNK);
+            .bind(LONG_BYTES);
         answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
@@ -475,7 +483,7 @@ impl History {
             .bind(ord)
             .bind(seq)
             .bind(i64::from(limit))
-            .bind(CHUNK);
+            .bind(LONG_BYTES);
         answered(query.fetch_all(&mut *self.pool.get().await?)).await
     }
 
