@@ -14,9 +14,7 @@ use percent_encoding::percent_decode_str;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use url::Url;
 
-use crate::message::SessionHead;
 use crate::settings::Switch;
-use crate::timestamp::Timestamp;
 
 /// Bound of one try to connect unless the URL says otherwise; Prisma's default.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,16 +31,6 @@ const FOUND: &str = "
 
 /// Bound of a statement as seen from here: a cut network answers nothing.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
-
-/// A session and the extent of what is said in it, at one moment.
-const EXTENT: &str = r#"
-    SELECT s."id", s."sessionId", s."ip", s."userAgent", s."createdAt", said."count", said."last"
-    FROM "ChatSession" s
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS "count", coalesce(max(m."seq"), -1) AS "last"
-        FROM "Message" m WHERE m."chatSessionId" = s."id"
-    ) said
-    WHERE s."sessionId" = $1"#;
 
 /// Where the database is and how to talk to it. Shows no credentials.
 #[derive(Clone)]
@@ -360,53 +348,6 @@ pub async fn answered<T>(query: impl Future<Output = sqlx::Result<T>>) -> sqlx::
         io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {after} s"))
     };
     tokio::time::timeout(ANSWER_TIMEOUT, query).await.unwrap_or_else(|_| Err(silent().into()))
-}
-
-/// A session as it is stored.
-#[derive(Debug, sqlx::FromRow)]
-#[sqlx(rename_all = "camelCase")]
-pub struct StoredSession {
-    pub id: String,
-    /// What clients call it.
-    pub session_id: String,
-    pub ip: Option<String>,
-    pub user_agent: Option<String>,
-    /// When it was opened.
-    pub created_at: Timestamp,
-}
-
-impl StoredSession {
-    /// As answers have it.
-    pub fn to_head(&self) -> SessionHead<'_> {
-        SessionHead {
-            id: &self.id,
-            session_id: &self.session_id,
-            ip: self.ip.as_deref(),
-            user_agent: self.user_agent.as_deref(),
-            created_at: self.created_at,
-        }
-    }
-}
-
-/// A session, and what is said in it at one moment.
-#[derive(Debug, sqlx::FromRow)]
-pub struct Extent {
-    #[sqlx(flatten)]
-    pub session: StoredSession,
-    pub count: i64,
-    /// `seq` of the last of them; -1 without any.
-    pub last: i64,
-}
-
-/// A session and the extent of what is said in it, at one moment, if it is stored. The statement is prepared for
-/// later if the connection keeps it.
-pub async fn extent(
-    connection: &mut PgConnection,
-    keeps_statements: bool,
-    session_id: &str,
-) -> sqlx::Result<Option<Extent>> {
-    let query = sqlx::query_as(EXTENT).persistent(keeps_statements).bind(session_id.to_owned());
-    answered(query.fetch_optional(connection)).await
 }
 
 #[cfg(test)]

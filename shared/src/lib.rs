@@ -22,6 +22,7 @@ pub mod partition;
 pub mod pool;
 pub mod presence;
 pub mod record;
+pub mod session;
 pub mod settings;
 pub mod subjects;
 pub mod telemetry;

@@ -41,21 +41,6 @@ pub struct Message<'a> {
     pub chat_session_id: &'a str,
 }
 
-/// A session in REST answers, in this order; its messages follow as the last key.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SessionHead<'a> {
-    pub id: &'a str,
-    /// What clients call it.
-    pub session_id: &'a str,
-    /// The visitor's address, where it is known.
-    pub ip: Option<&'a str>,
-    /// The visitor's browser, where it said so.
-    pub user_agent: Option<&'a str>,
-    /// When the log took it.
-    pub created_at: Timestamp,
-}
-
 #[cfg(test)]
 mod tests {
     use time::macros::datetime;

@@ -1,13 +1,16 @@
 //! Connections to Postgres, kept for those who come next.
 
+use std::io::ErrorKind;
+use std::mem;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Postgres, Transaction};
-use tokio::sync::Semaphore;
+use sqlx::postgres::{PgArguments, PgConnection, PgPool, PgPoolOptions, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Execute, FromRow, Postgres, SqlStr, Transaction};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::database::{Database, answered};
@@ -17,26 +20,74 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bound of a statement on the server: a future that is dropped does not end its query.
 const STATEMENT_TIMEOUT_MS: u32 = 10_000;
 
+/// A statement and its arguments.
+pub type Statement<'q> = Query<'q, Postgres, PgArguments>;
+
+/// How long a connection that answered is taken for one that answers.
+const FRESH: Duration = Duration::from_millis(100);
+
 /// So many connections at most. Cheap to clone.
 ///
 /// Whoever asks for one waits two seconds; to make one may take as long as the URL's `connect_timeout`. The driver's
 /// pool gives both the same time and throws a connection away that is not made within it: on a machine that has
 /// much to do, where it takes longer, there would never be one.
+///
+/// The driver's pool also asks Postgres before and behind each use whether the connection is still there: three
+/// answers for one. What answered a moment ago is kept here, and used again without a question.
 #[derive(Clone, Debug)]
 pub struct Pool {
     connections: PgPool,
-    /// Requests that outlast those who wait for them: as many as there may be connections, so that nobody's
-    /// requests pile up while Postgres is away.
-    lasting: Arc<Semaphore>,
+    /// One for each connection that there may be: who has one will get a connection, or is who makes it.
+    permits: Arc<Semaphore>,
+    fresh: Arc<Fresh>,
     /// Longest wait of who asks.
     wait: Duration,
     /// What is set in each of the transactions that a pooler needs.
     set_local: Option<Arc<str>>,
 }
 
+/// Connections that nobody uses, the latest to answer last, with the time when they did.
+#[derive(Debug, Default)]
+struct Fresh(Mutex<Vec<(PoolConnection<Postgres>, Instant)>>);
+
+impl Fresh {
+    fn put(&self, connection: PoolConnection<Postgres>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((connection, Instant::now()));
+    }
+
+    /// The latest; if it is not fresh any more, all go back to the driver's pool.
+    fn take(&self) -> Option<PoolConnection<Postgres>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (connection, answered_at) = kept.pop()?;
+        if answered_at.elapsed() < FRESH {
+            return Some(connection);
+        }
+        drop(kept);
+        drop((connection, self.take_all()));
+        None
+    }
+
+    fn take_all(&self) -> Vec<(PoolConnection<Postgres>, Instant)> {
+        mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
 /// A connection of a [`Pool`], until it is dropped.
 #[derive(Debug)]
-pub enum Connection {
+pub struct Connection {
+    held: Held,
+    /// Whether nobody asked if it is still there.
+    is_kept: bool,
+    /// Given back behind the connection.
+    _permit: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+enum Held {
     Session(PoolConnection<Postgres>),
     /// Through a pooler: what is asked for together is asked of one session, which is given back by the end of the
     /// transaction.
@@ -46,7 +97,7 @@ pub enum Connection {
 impl Connection {
     /// The pool does not keep it.
     pub fn close_on_drop(&mut self) {
-        if let Self::Session(connection) = self {
+        if let Held::Session(connection) = &mut self.held {
             connection.close_on_drop();
         }
     }
@@ -56,18 +107,18 @@ impl Deref for Connection {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        match self {
-            Self::Session(connection) => connection,
-            Self::Transaction(transaction) => transaction,
+        match &self.held {
+            Held::Session(connection) => connection,
+            Held::Transaction(transaction) => transaction,
         }
     }
 }
 
 impl DerefMut for Connection {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        match self {
-            Self::Session(connection) => connection,
-            Self::Transaction(transaction) => transaction,
+        match &mut self.held {
+            Held::Session(connection) => connection,
+            Held::Transaction(transaction) => transaction,
         }
     }
 }
@@ -91,7 +142,8 @@ impl Pool {
             .acquire_timeout(database.connect_timeout.max(ACQUIRE_TIMEOUT));
         Self {
             connections: pool.connect_lazy_with(connect),
-            lasting: Arc::new(Semaphore::new(connections as usize)),
+            permits: Arc::new(Semaphore::new(connections as usize)),
+            fresh: Arc::default(),
             wait: ACQUIRE_TIMEOUT,
             set_local: set_local.map(Arc::from),
         }
@@ -112,17 +164,115 @@ impl Pool {
     }
 
     async fn request(&self) -> sqlx::Result<Connection> {
-        let Ok(lasting) = Arc::clone(&self.lasting).try_acquire_owned() else {
-            return open(&self.connections, self.set_local.as_deref()).await;
-        };
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
+        if let Some(connection) = self.fresh.take() {
+            let held = Held::Session(connection);
+            return Ok(Connection { held, is_kept: true, _permit: permit });
+        }
         let (connections, set_local) = (self.connections.clone(), self.set_local.clone());
         let request = tokio::spawn(async move {
-            let connection = open(&connections, set_local.as_deref()).await;
-            drop(lasting);
-            connection
+            let held = open(&connections, set_local.as_deref()).await?;
+            Ok(Connection { held, is_kept: false, _permit: permit })
         });
-        // What nobody waits for any more goes into the pool as it is dropped.
+        // It outlasts who waits for it. What nobody waits for any more goes into the pool as it is dropped.
         request.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+    }
+
+    /// All rows of a statement that only reads, which is prepared for the next time.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), or that it took too long, or whatever Postgres has against it.
+    pub async fn fetch_all<Row>(&self, query: Statement<'_>) -> sqlx::Result<Vec<Row>>
+    where
+        Row: for<'r> FromRow<'r, PgRow>,
+    {
+        self.read(query).await?.iter().map(Row::from_row).collect()
+    }
+
+    /// The same, of rows that are read where they lie.
+    ///
+    /// # Errors
+    /// As [`fetch_all`](Self::fetch_all).
+    pub async fn fetch_rows<Row: From<PgRow>>(
+        &self,
+        query: Statement<'_>,
+    ) -> sqlx::Result<Vec<Row>> {
+        Ok(self.read(query).await?.into_iter().map(Row::from).collect())
+    }
+
+    /// The row of a statement that has one at most.
+    ///
+    /// # Errors
+    /// As [`fetch_all`](Self::fetch_all).
+    pub async fn fetch_optional<Row>(&self, query: Statement<'_>) -> sqlx::Result<Option<Row>>
+    where
+        Row: for<'r> FromRow<'r, PgRow>,
+    {
+        self.read(query).await?.first().map(Row::from_row).transpose()
+    }
+
+    /// The row of a statement that has one.
+    ///
+    /// # Errors
+    /// As [`fetch_all`](Self::fetch_all), or that there is none.
+    pub async fn fetch_one<Row>(&self, query: Statement<'_>) -> sqlx::Result<Row>
+    where
+        Row: for<'r> FromRow<'r, PgRow>,
+    {
+        self.fetch_optional(query).await?.ok_or(sqlx::Error::RowNotFound)
+    }
+
+    /// Does what a statement says, and gives how many rows that changed.
+    ///
+    /// # Errors
+    /// As [`fetch_all`](Self::fetch_all).
+    pub async fn execute(&self, query: Statement<'_>) -> sqlx::Result<u64> {
+        let mut connection = self.get().await?;
+        let query = query.persistent(self.keeps_statements());
+        let done = answered(query.execute(&mut *connection)).await?;
+        self.keep(connection);
+        Ok(done.rows_affected())
+    }
+
+    /// Once more on another connection where a kept one turns out to be gone: whoever asks whether it is there finds
+    /// that out before.
+    async fn read(&self, mut query: Statement<'_>) -> sqlx::Result<Vec<PgRow>> {
+        let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?.unwrap_or_default();
+        let sql = query.sql();
+        let mut connection = self.get().await?;
+        let is_kept = connection.is_kept;
+        match self.read_on(&mut connection, sql.clone(), arguments.clone()).await {
+            Err(error) if is_kept && is_gone(&error) => {
+                drop((connection, self.fresh.take_all()));
+                connection = self.get().await?;
+                let rows = self.read_on(&mut connection, sql, arguments).await?;
+                self.keep(connection);
+                Ok(rows)
+            }
+            Ok(rows) => {
+                self.keep(connection);
+                Ok(rows)
+            }
+            error => error,
+        }
+    }
+
+    async fn read_on(
+        &self,
+        connection: &mut Connection,
+        sql: SqlStr,
+        arguments: PgArguments,
+    ) -> sqlx::Result<Vec<PgRow>> {
+        let query = sqlx::query_with(sql, arguments).persistent(self.keeps_statements());
+        answered(query.fetch_all(&mut **connection)).await
+    }
+
+    /// For the next one, who need not ask whether it is still there: it has just answered.
+    fn keep(&self, connection: Connection) {
+        if let Held::Session(session) = connection.held {
+            self.fresh.put(session);
+        }
     }
 
     /// Whether statements that were prepared are there next time.
@@ -137,7 +287,7 @@ impl Pool {
 
     /// How many of them nobody uses.
     pub fn idle(&self) -> usize {
-        self.connections.num_idle()
+        self.connections.num_idle() + self.fresh.len()
     }
 
     /// How many there may be.
@@ -146,18 +296,27 @@ impl Pool {
     }
 }
 
-async fn open(connections: &PgPool, set_local: Option<&str>) -> sqlx::Result<Connection> {
+/// Whether the connection ended, by a cut or since Postgres did ("57P", operator intervention). A silent one may be there.
+fn is_gone(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(error) => error.kind() != ErrorKind::TimedOut,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
+    }
+}
+
+async fn open(connections: &PgPool, set_local: Option<&str>) -> sqlx::Result<Held> {
     match set_local {
-        None => connections.acquire().await.map(Connection::Session),
+        None => connections.acquire().await.map(Held::Session),
         // Boxed: it is large, and every read has this future in its own.
         Some(set_local) => Box::pin(begin(connections, set_local)).await,
     }
 }
 
-async fn begin(connections: &PgPool, set_local: &str) -> sqlx::Result<Connection> {
+async fn begin(connections: &PgPool, set_local: &str) -> sqlx::Result<Held> {
     // Not in one with what is set: if that fails in its midst, the driver does not know that it began.
     let mut transaction = answered(connections.begin_with("BEGIN READ ONLY")).await?;
     let set = sqlx::raw_sql(AssertSqlSafe(set_local.to_owned()));
     answered(set.execute(&mut *transaction)).await?;
-    Ok(Connection::Transaction(transaction))
+    Ok(Held::Transaction(transaction))
 }

@@ -117,19 +117,35 @@ fn civil(day: i64) -> (i64, i64, i64) {
     (400 * era + year + years, month, day)
 }
 
+/// Digits of a number, so many as there is room for.
+fn put(digits: &mut [u8], mut number: i64) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(number % 10).unwrap_or_default();
+        number /= 10;
+    }
+}
+
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let millis = self.written_millis();
         let (year, month, day) = civil(millis.div_euclid(MILLIS_PER_DAY));
-        match year {
-            0..=9_999 => write!(f, "{year:04}")?,
-            // ECMA-262, "Expanded Years": a sign and six digits.
-            _ => write!(f, "{year:+07}")?,
-        }
         let of_day = millis.rem_euclid(MILLIS_PER_DAY);
         let (seconds, millis) = (of_day / MILLIS_PER_SECOND, of_day % MILLIS_PER_SECOND);
-        let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
-        write!(f, "-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+        // Digit by digit: every message that is stored, shown or read is written with one.
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        put(&mut text[0..4], year);
+        put(&mut text[5..7], month);
+        put(&mut text[8..10], day);
+        put(&mut text[11..13], seconds / 3_600);
+        put(&mut text[14..16], seconds / 60 % 60);
+        put(&mut text[17..19], seconds % 60);
+        put(&mut text[20..23], millis);
+        let text = str::from_utf8(&text).unwrap_or_default();
+        match year {
+            0..=9_999 => f.write_str(text),
+            // ECMA-262, "Expanded Years": a sign and six digits.
+            _ => write!(f, "{year:+07}{}", &text[4..]),
+        }
     }
 }
 

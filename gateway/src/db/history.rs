@@ -4,17 +4,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use shared::announcement::{Epoch, Position};
-use shared::database::{self, Database, Extent, StoredSession, Unusable, answered};
+use shared::database::{Database, Unusable, answered};
 use shared::ids::{SessionDigest, SessionId};
 use shared::partition::Partition;
 use shared::pool::Pool;
-use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::query::{QueryAs, QueryScalar};
-use sqlx::{FromRow, Postgres};
+use shared::session::{self, Extent, StoredSession};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::db::rows::{
-    CHUNK_BYTES, Cursor, Found, LAST_CHARS, ListedSession, MessageOf, Offset, SessionMessage,
+    CHUNK_BYTES, Cursor, Found, HistoryRow, LAST_CHARS, ListedSession, Offset, SessionMessage,
     Snapshot, Sought, Storage, StoredMessage, Words,
 };
 
@@ -26,7 +24,7 @@ const CONNECTIONS: u32 = 8;
 #[allow(clippy::cast_possible_wrap)]
 const CHUNK: i64 = CHUNK_BYTES as i64;
 /// A content of more bytes is read by itself: more than twice as many as one has that can be sent unless a setting says
-/// otherwise. A sum over the page would cost each of its rows more than reading it.
+/// otherwise.
 const LONG_BYTES: i32 = 64 * 1024;
 /// Most bytes of an inbox's page of a history: 500 messages as long as they may be unless a setting says otherwise, of
 /// four bytes a character.
@@ -44,37 +42,30 @@ const SESSION_EXISTS: &str = r#"
 const SESSION: &str = r#"
     SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM "ChatSession" WHERE "sessionId" = $1"#;
 
-/// A page of a session's messages, oldest first: the first of those asked for. Beside the first one long ones come without
-/// their content: an adopter's message may be as long as Postgres takes it.
+/// A page of a session's messages, oldest first: the first of those asked for. Long ones come without their content:
+/// an adopter's message may be as long as Postgres takes it.
 const MESSAGES: &str = r#"
-    SELECT m."id", m."sender", CASE WHEN m."isWithheld" THEN '' ELSE m."content" END AS "content", m."createdAt",
-           m."isAI", m."chatSessionId", m."seq", m."logEpoch", m."logSequence", m."isWithheld"
-    FROM (
-        SELECT c.*, octet_length(c."content") > $5 AND c."seq" <> (
-            SELECT f."seq" FROM "Message" f
-            WHERE f."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
-              AND f."seq" >= $2 AND f."seq" < $3
-            ORDER BY f."seq" LIMIT 1
-        ) AS "isWithheld"
-        FROM "Message" c
-        WHERE c."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
-          AND c."seq" >= $2 AND c."seq" < $3
-        ORDER BY c."seq" LIMIT $4
-    ) m
-    ORDER BY m."seq""#;
+    SELECT m."seq", m."id", m."sender", CASE WHEN octet_length(m."content") <= $5 THEN m."content" END,
+           m."createdAt", m."isAI", m."chatSessionId"
+    FROM "Message" m
+    WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+      AND m."seq" >= $2 AND m."seq" < $3
+    ORDER BY m."seq" LIMIT $4"#;
 
-/// The same, the last of those asked for; all long ones come without their content.
+/// The same, the last of those asked for.
 const LAST_MESSAGES: &str = r#"
-    SELECT m."id", m."sender", CASE WHEN m."isWithheld" THEN '' ELSE m."content" END AS "content", m."createdAt",
-           m."isAI", m."chatSessionId", m."seq", m."logEpoch", m."logSequence", m."isWithheld"
-    FROM (
-        SELECT c.*, octet_length(c."content") > $5 AS "isWithheld"
-        FROM "Message" c
-        WHERE c."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
-          AND c."seq" >= $2 AND c."seq" < $3
-        ORDER BY c."seq" DESC LIMIT $4
-    ) m
-    ORDER BY m."seq""#;
+    SELECT last.* FROM (
+        SELECT m."seq", m."id", m."sender", CASE WHEN octet_length(m."content") <= $5 THEN m."content" END,
+               m."createdAt", m."isAI", m."chatSessionId"
+        FROM "Message" m
+        WHERE m."chatSessionId" = (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $1)
+          AND m."seq" >= $2 AND m."seq" < $3
+        ORDER BY m."seq" DESC LIMIT $4
+    ) last
+    ORDER BY last."seq""#;
+
+/// What a message says, however long.
+const CONTENT: &str = r#"SELECT "content" FROM "Message" WHERE "id" = $1"#;
 
 /// Where a message stands in its session, if it is of this one.
 const SEQ: &str = r#"
@@ -124,32 +115,20 @@ const SESSIONS: &str = r#"
     ) s
     ORDER BY s."createdAt" DESC, s."id" DESC LIMIT $3"#;
 
-/// A page of the messages of some sessions, session by session, oldest first; of long ones see `MESSAGES`.
+/// A page of the messages of some sessions, session by session, oldest first; of long ones see `MESSAGES`. By `ord`
+/// alone: Postgres knows that they come in this order, and sorts nothing. Those of a session come as its own part of
+/// the statement orders them; that they do so here too is no promise of SQL, and is looked at.
 const MESSAGES_OF: &str = r#"
-    SELECT m."ord", m."id", m."sender", CASE WHEN m."isWithheld" THEN '' ELSE m."content" END AS "content",
-           m."createdAt", m."isAI", m."chatSessionId", m."seq", m."logEpoch", m."logSequence", m."isWithheld"
-    FROM (
-        SELECT s."ord", c.*, octet_length(c."content") > $5 AND (s."ord", c."seq") <> (
-            SELECT f."ord", g."seq"
-            FROM unnest($1::text[]) WITH ORDINALITY AS f ("id", "ord")
-            CROSS JOIN LATERAL (
-                SELECT g."seq" FROM "Message" g
-                WHERE g."chatSessionId" = f."id" AND g."seq" > CASE WHEN f."ord" = $2 THEN $3 ELSE -1 END
-                ORDER BY g."seq" LIMIT 1
-            ) g
-            WHERE f."ord" >= $2
-            ORDER BY f."ord" LIMIT 1
-        ) AS "isWithheld"
-        FROM unnest($1::text[]) WITH ORDINALITY AS s ("id", "ord")
-        CROSS JOIN LATERAL (
-            SELECT * FROM "Message" c
-            WHERE c."chatSessionId" = s."id" AND c."seq" > CASE WHEN s."ord" = $2 THEN $3 ELSE -1 END
-            ORDER BY c."seq" LIMIT $4
-        ) c
-        WHERE s."ord" >= $2
-        ORDER BY s."ord", c."seq" LIMIT $4
+    SELECT m."seq", m."id", m."sender", m."content", m."createdAt", m."isAI", s."ord"
+    FROM unnest($1::text[]) WITH ORDINALITY AS s ("id", "ord")
+    CROSS JOIN LATERAL (
+        SELECT c."seq", c."id", c."sender", CASE WHEN octet_length(c."content") <= $4 THEN c."content" END AS "content",
+               c."createdAt", c."isAI"
+        FROM "Message" c
+        WHERE c."chatSessionId" = s."id" AND c."seq" > CASE WHEN s."ord" = 1 THEN $2 ELSE -1 END
+        ORDER BY c."seq" LIMIT $3
     ) m
-    ORDER BY m."ord", m."seq""#;
+    ORDER BY s."ord" LIMIT $3"#;
 
 /// The newest messages of a session, or the newest before one of them, oldest first: so many and so long at most, but
 /// one in any case.
@@ -305,20 +284,6 @@ impl History {
         Self { pool: pool(connections), delivery: pool(1), read_permits, database }
     }
 
-    fn query_as<O>(&self, sql: &'static str) -> QueryAs<'static, Postgres, O, PgArguments>
-    where
-        O: for<'r> FromRow<'r, PgRow>,
-    {
-        sqlx::query_as(sql).persistent(self.pool.keeps_statements())
-    }
-
-    fn query_scalar<O>(&self, sql: &'static str) -> QueryScalar<'static, Postgres, O, PgArguments>
-    where
-        (O,): for<'r> FromRow<'r, PgRow>,
-    {
-        sqlx::query_scalar(sql).persistent(self.pool.keeps_statements())
-    }
-
     /// The connections that all share, to be counted.
     pub fn pool(&self) -> &Pool {
         &self.pool
@@ -330,37 +295,29 @@ impl History {
     }
 
     pub async fn ping(&self) -> sqlx::Result<()> {
-        answered(
-            sqlx::query(PING)
-                .persistent(self.pool.keeps_statements())
-                .execute(&mut *self.pool.get().await?),
-        )
-        .await
-        .map(drop)
+        self.pool.execute(sqlx::query(PING)).await.map(drop)
     }
 
     /// Whether this is a replica, whose answers may be of the past.
     pub async fn is_replica(&self) -> sqlx::Result<bool> {
-        answered(self.query_scalar(IS_REPLICA).fetch_one(&mut *self.pool.get().await?)).await
+        self.pool.fetch_one(sqlx::query(IS_REPLICA)).await.map(|(is_replica,)| is_replica)
     }
 
     /// The newest migration that is applied, if any ever was.
     pub async fn schema_version(&self) -> sqlx::Result<Option<i64>> {
-        if !answered(self.query_scalar::<bool>(MIGRATED).fetch_one(&mut *self.pool.get().await?))
-            .await?
-        {
+        let (is_migrated,): (bool,) = self.pool.fetch_one(sqlx::query(MIGRATED)).await?;
+        if !is_migrated {
             return Ok(None);
         }
-        answered(self.query_scalar(SCHEMA_VERSION).fetch_one(&mut *self.pool.get().await?)).await
+        self.pool.fetch_one(sqlx::query(SCHEMA_VERSION)).await.map(|(version,)| version)
     }
 
     /// Whether a session is stored, or was erased.
     pub async fn storage_of(&self, session: SessionId) -> sqlx::Result<Storage> {
-        let query = self
-            .query_as(SESSION_EXISTS)
+        let query = sqlx::query(SESSION_EXISTS)
             .bind(session.to_string())
             .bind(session.digest().as_bytes().to_vec());
-        Ok(match answered(query.fetch_one(&mut *self.pool.get().await?)).await? {
+        Ok(match self.pool.fetch_one(query).await? {
             (_, true) => Storage::Erased,
             (true, false) => Storage::Stored,
             (false, false) => Storage::Missing,
@@ -373,8 +330,8 @@ impl History {
         if session.contains('\0') {
             return Ok(None);
         }
-        let query = self.query_as(SESSION).bind(session.to_owned());
-        answered(query.fetch_optional(&mut *self.pool.get().await?)).await
+        let query = sqlx::query(SESSION).bind(session.to_owned());
+        self.pool.fetch_optional(query).await
     }
 
     /// The same, and what is said in it now.
@@ -382,17 +339,17 @@ impl History {
         if session.contains('\0') {
             return Ok(None);
         }
-        database::extent(&mut *self.pool.get().await?, self.pool.keeps_statements(), session).await
+        session::extent(&self.pool, session).await
     }
 
-    /// At most `limit` messages of a session, oldest first: the first with these `seq`s. Beside the first those of more
-    /// than 64 KiB come without their content. An adopter's session may have any text as its id.
+    /// At most `limit` messages of a session, oldest first: the first with these `seq`s. Those of more than 64 KiB
+    /// come without their content. An adopter's session may have any text as its id.
     pub async fn messages(
         &self,
         session: &str,
         seqs: Range<i64>,
         limit: u16,
-    ) -> sqlx::Result<Vec<StoredMessage>> {
+    ) -> sqlx::Result<Vec<HistoryRow>> {
         self.messages_by(MESSAGES, session, seqs, limit).await
     }
 
@@ -402,7 +359,7 @@ impl History {
         session: &str,
         seqs: Range<i64>,
         limit: u16,
-    ) -> sqlx::Result<Vec<StoredMessage>> {
+    ) -> sqlx::Result<Vec<HistoryRow>> {
         self.messages_by(LAST_MESSAGES, session, seqs, limit).await
     }
 
@@ -412,21 +369,26 @@ impl History {
         session: &str,
         seqs: Range<i64>,
         limit: u16,
-    ) -> sqlx::Result<Vec<StoredMessage>> {
-        let query = self
-            .query_as(sql)
+    ) -> sqlx::Result<Vec<HistoryRow>> {
+        let query = sqlx::query(sql)
             .bind(session.to_owned())
             .bind(seqs.start)
             .bind(seqs.end)
             .bind(i64::from(limit))
             .bind(LONG_BYTES);
-        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+        self.pool.fetch_rows(query).await
+    }
+
+    /// What a message says, if it is stored.
+    pub async fn content(&self, id: &str) -> sqlx::Result<Option<String>> {
+        let query = sqlx::query(CONTENT).bind(id.to_owned());
+        Ok(self.pool.fetch_optional(query).await?.map(|(content,)| content))
     }
 
     /// The `seq` of a message, if it is stored and of this session.
     pub async fn seq_of(&self, session: &str, id: &str) -> sqlx::Result<Option<i64>> {
-        let query = self.query_scalar(SEQ).bind(session.to_owned()).bind(id.to_owned());
-        answered(query.fetch_optional(&mut *self.pool.get().await?)).await
+        let query = sqlx::query(SEQ).bind(session.to_owned()).bind(id.to_owned());
+        Ok(self.pool.fetch_optional(query).await?.map(|(seq,)| seq))
     }
 
     /// Waits for leave to read much. A read without a limit asks before each statement, and
@@ -445,14 +407,13 @@ impl History {
         id: &str,
         limit: u16,
     ) -> sqlx::Result<Snapshot<StoredMessage>> {
-        let query = self
-            .query_as(MESSAGES_FROM)
+        let query = sqlx::query(MESSAGES_FROM)
             .bind(partition.to_column())
             .bind(session.to_string())
             .bind(id.to_owned())
             .bind(i64::from(limit))
             .bind(CHUNK);
-        Snapshot::of(answered(query.fetch_all(&mut *self.pool.get().await?)).await?)
+        Snapshot::of(self.pool.fetch_all(query).await?)
     }
 
     /// At most `limit` sessions behind the given one, newest first; never more than 501.
@@ -461,30 +422,33 @@ impl History {
         behind: Option<&Cursor>,
         limit: u16,
     ) -> sqlx::Result<Vec<StoredSession>> {
-        let query = self
-            .query_as(SESSIONS)
+        let query = sqlx::query(SESSIONS)
             .bind(behind.map(|cursor| cursor.created_at))
             .bind(behind.map(|cursor| cursor.id.clone()).unwrap_or_default())
             .bind(i64::from(limit));
-        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+        self.pool.fetch_all(query).await
     }
 
-    /// At most `limit` messages of the sessions with these keys: from the `ord`th session on (from 1),
-    /// of that one after `seq`. Of long ones see [`History::messages`].
+    /// At most `limit` messages of the sessions with these keys; of the first one those after `seq`. Of long ones see
+    /// [`History::messages`].
     pub async fn messages_of(
         &self,
         ids: &[String],
-        (ord, seq): (i64, i64),
+        seq: i64,
         limit: u16,
-    ) -> sqlx::Result<Vec<MessageOf>> {
-        let query = self
-            .query_as(MESSAGES_OF)
+    ) -> sqlx::Result<Vec<HistoryRow>> {
+        let query = sqlx::query(MESSAGES_OF)
             .bind(ids.to_vec())
-            .bind(ord)
             .bind(seq)
             .bind(i64::from(limit))
             .bind(LONG_BYTES);
-        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+        let rows: Vec<HistoryRow> = self.pool.fetch_rows(query).await?;
+        for pair in rows.windows(2) {
+            if (pair[0].ord()?, pair[0].seq()?) >= (pair[1].ord()?, pair[1].seq()?) {
+                return Err(sqlx::Error::Protocol("messages came out of order".into()));
+            }
+        }
+        Ok(rows)
     }
 
     /// At most `limit` messages of a session, the newest or those before one of them, oldest first. Of long ones fewer:
@@ -497,20 +461,19 @@ impl History {
     ) -> sqlx::Result<Vec<StoredMessage>> {
         // Postgres refuses U+0000 in a text: no message can have such an id.
         let before = before.map(|id| if id.contains('\0') { "" } else { id }.to_owned());
-        let query = self
-            .query_as(LATEST)
+        let query = sqlx::query(LATEST)
             .bind(session.to_string())
             .bind(before)
             .bind(i64::from(limit))
             .bind(LATEST_BYTES_MAX);
-        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+        self.pool.fetch_all(query).await
     }
 
     /// Those of these sessions that are stored, in this order, as inboxes list them.
     pub async fn listed(&self, sessions: &[SessionId]) -> sqlx::Result<Vec<ListedSession>> {
         let sessions: Vec<_> = sessions.iter().map(SessionId::to_string).collect();
-        let query = self.query_as(LISTED).bind(sessions).bind(LAST_CHARS_READ);
-        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+        let query = sqlx::query(LISTED).bind(sessions).bind(LAST_CHARS_READ);
+        self.pool.fetch_all(query).await
     }
 
     /// At most `limit` sessions after the given one, newest first, as inboxes list them; never more than 501.
@@ -519,19 +482,17 @@ impl History {
         after: Option<&Cursor>,
         limit: u16,
     ) -> sqlx::Result<Vec<ListedSession>> {
-        let query = self
-            .query_as(NEWEST)
+        let query = sqlx::query(NEWEST)
             .bind(after.map(|cursor| cursor.created_at))
             .bind(after.map(|cursor| cursor.id.clone()).unwrap_or_default())
             .bind(i64::from(limit))
             .bind(LAST_CHARS_READ);
-        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+        self.pool.fetch_all(query).await
     }
 
     /// Where every partition stands.
     pub async fn positions(&self) -> sqlx::Result<Vec<(Partition, Position)>> {
-        let rows: Vec<(i16, i64, i64)> =
-            answered(self.query_as(POSITIONS).fetch_all(&mut *self.pool.get().await?)).await?;
+        let rows: Vec<(i16, i64, i64)> = self.pool.fetch_all(sqlx::query(POSITIONS)).await?;
         let position = |(partition, epoch, sequence): (i16, i64, i64)| {
             let position = Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() };
             (Partition::new(partition.unsigned_abs()), position)
@@ -542,14 +503,13 @@ impl History {
     /// What became of these requests, in their order.
     pub async fn fates(&self, sought: &[&Sought]) -> sqlx::Result<Vec<Found>> {
         type Row = (Option<String>, Option<String>, Option<String>, bool, bool, bool);
-        let query = self
-            .query_as(FATES)
+        let query = sqlx::query(FATES)
             .bind(sought.iter().map(|it| it.id.clone()).collect::<Vec<_>>())
             .bind(sought.iter().map(|it| it.session.to_string()).collect::<Vec<_>>())
             .bind(sought.iter().map(|it| it.digest.as_bytes().to_vec()).collect::<Vec<_>>())
             .bind(sought.iter().map(|it| it.position.epoch.0).collect::<Vec<_>>())
             .bind(sought.iter().map(|it| it.position.sequence.cast_signed()).collect::<Vec<_>>());
-        let rows: Vec<Row> = answered(query.fetch_all(&mut *self.pool.get().await?)).await?;
+        let rows: Vec<Row> = self.pool.fetch_all(query).await?;
         let found = |(sender, content, session, is_open, is_erased, is_dead_letter): Row| Found {
             words: sender.zip(content).zip(session).map(|((sender, content), session)| Words {
                 session,
@@ -566,7 +526,7 @@ impl History {
     /// How far every partition is stored.
     pub async fn offsets(&self) -> sqlx::Result<Vec<Offset>> {
         let rows: Vec<(i16, i64, Option<String>)> =
-            answered(self.query_as(STORED_BY).fetch_all(&mut *self.pool.get().await?)).await?;
+            self.pool.fetch_all(sqlx::query(STORED_BY)).await?;
         let offset = |(partition, sequence, owner): (i16, i64, Option<String>)| Offset {
             partition: Partition::new(partition.unsigned_abs()),
             sequence: sequence.cast_unsigned(),
@@ -581,12 +541,11 @@ impl History {
         partition: Partition,
         position: Position,
     ) -> sqlx::Result<Snapshot<SessionMessage>> {
-        let query = self
-            .query_as(STORED_AFTER)
+        let query = sqlx::query(STORED_AFTER)
             .bind(partition.to_column())
             .bind(position.epoch.0)
             .bind(position.sequence.cast_signed());
-        Snapshot::of(answered(query.fetch_all(&mut *self.delivery.get().await?)).await?)
+        Snapshot::of(self.delivery.fetch_all(query).await?)
     }
 
     /// At most [`STRETCH`] sessions that ended after a position in the same epoch, in log order.
@@ -594,12 +553,9 @@ impl History {
         &self,
         position: Position,
     ) -> sqlx::Result<Vec<(SessionDigest, Position)>> {
-        let query = self
-            .query_as(ERASED_AFTER)
-            .bind(position.epoch.0)
-            .bind(position.sequence.cast_signed());
-        let rows: Vec<(Vec<u8>, i64)> =
-            answered(query.fetch_all(&mut *self.delivery.get().await?)).await?;
+        let query =
+            sqlx::query(ERASED_AFTER).bind(position.epoch.0).bind(position.sequence.cast_signed());
+        let rows: Vec<(Vec<u8>, i64)> = self.delivery.fetch_all(query).await?;
         let ended = |(digest, sequence): (Vec<u8>, i64)| {
             let position = Position { sequence: sequence.cast_unsigned(), ..position };
             Some((SessionDigest::from_column(&digest)?, position))
@@ -613,10 +569,8 @@ impl History {
         partition: Partition,
         epoch: Epoch,
     ) -> sqlx::Result<Option<Epoch>> {
-        let query = self.query_scalar(EPOCH_AFTER).bind(partition.to_column()).bind(epoch.0);
-        let next: Option<i64> =
-            answered(query.fetch_optional(&mut *self.delivery.get().await?)).await?;
-        Ok(next.map(Epoch))
+        let query = sqlx::query(EPOCH_AFTER).bind(partition.to_column()).bind(epoch.0);
+        Ok(self.delivery.fetch_optional(query).await?.map(|(epoch,)| Epoch(epoch)))
     }
 }
 

@@ -5,13 +5,13 @@ use std::str::FromStr;
 
 use shared::announcement::{Epoch, Position};
 use shared::content::json_bytes;
-use shared::database::StoredSession;
 use shared::ids::{SessionDigest, SessionId};
 use shared::message::Message;
 use shared::partition::Partition;
+use shared::session::StoredSession;
 use shared::timestamp::Timestamp;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row};
+use sqlx::{FromRow, Row, ValueRef};
 use time::OffsetDateTime;
 
 /// Most characters of a last message that are shown.
@@ -49,9 +49,6 @@ pub struct StoredMessage {
     pub seq: i64,
     log_epoch: Option<i64>,
     log_sequence: Option<i64>,
-    /// Whether it was read without its content, since there was enough to read before it.
-    #[sqlx(default)]
-    is_withheld: bool,
 }
 
 impl StoredMessage {
@@ -79,28 +76,77 @@ impl StoredMessage {
     }
 }
 
-/// How many of these messages fit into so many bytes, of those that were read with their content; at least one, if
-/// there is one.
+/// How many of these messages fit into so many bytes; at least one, if there is one.
 pub fn fitting<'a>(messages: impl Iterator<Item = &'a StoredMessage>, room: usize) -> usize {
     let mut bytes = 0;
-    let mut fitting = 0;
-    for message in messages {
+    let fits = |message: &&StoredMessage| {
+        let is_first = bytes == 0;
         bytes += json_bytes(&message.content) + AROUND_CONTENT_BYTES;
-        if message.is_withheld || bytes > room && fitting > 0 {
-            break;
-        }
-        fitting += 1;
-    }
-    fitting
+        is_first || bytes <= room
+    };
+    messages.take_while(fits).count()
 }
 
-/// A message of one of several sessions.
-#[derive(Debug, sqlx::FromRow)]
-pub struct MessageOf {
-    /// Which of the sessions that were asked for, from 1.
-    pub ord: i64,
-    #[sqlx(flatten)]
-    pub message: StoredMessage,
+/// A message of a history as Postgres gave it, read where it lies: histories are long, and are written as they come.
+///
+/// The statements that give it select in this order: `seq`, and the columns of a [`Message`]; where they are about
+/// several sessions, which of them it is in place of the last. So it is not asked column by column of each row whether the types are those.
+#[derive(Debug)]
+pub struct HistoryRow(PgRow);
+
+impl From<PgRow> for HistoryRow {
+    fn from(row: PgRow) -> Self {
+        Self(row)
+    }
+}
+
+impl HistoryRow {
+    /// Orders the messages of a session.
+    pub fn seq(&self) -> sqlx::Result<i64> {
+        self.0.try_get_unchecked(0)
+    }
+
+    pub fn id(&self) -> sqlx::Result<&str> {
+        self.0.try_get_unchecked(1)
+    }
+
+    /// How long it is in JSON, about; `None` if its content is too long to be read with others.
+    pub fn bytes(&self) -> sqlx::Result<Option<usize>> {
+        let content = self.0.try_get_raw(3)?;
+        if content.is_null() {
+            return Ok(None);
+        }
+        let bytes = content.as_bytes().map_err(sqlx::Error::Decode)?.len();
+        Ok(Some(bytes + AROUND_CONTENT_BYTES))
+    }
+
+    /// As every client sees it; `long` in place of a content that was too long to be read with others.
+    pub fn to_message<'a>(&'a self, long: Option<&'a str>) -> sqlx::Result<Message<'a>> {
+        self.to_message_of(self.0.try_get_unchecked(6)?, long)
+    }
+
+    /// The same where its session is known.
+    pub fn to_message_of<'a>(
+        &'a self,
+        chat_session_id: &'a str,
+        long: Option<&'a str>,
+    ) -> sqlx::Result<Message<'a>> {
+        let row = &self.0;
+        let content = row.try_get_unchecked::<Option<&str>, _>(3)?;
+        Ok(Message {
+            id: row.try_get_unchecked(1)?,
+            sender: row.try_get_unchecked(2)?,
+            content: content.or(long).unwrap_or_default(),
+            created_at: row.try_get_unchecked(4)?,
+            is_ai: row.try_get_unchecked(5)?,
+            chat_session_id,
+        })
+    }
+
+    /// Which of the sessions that were asked for it is of, from 1.
+    pub fn ord(&self) -> sqlx::Result<i64> {
+        self.0.try_get_unchecked(6)
+    }
 }
 
 /// A message with its session.

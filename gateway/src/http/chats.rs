@@ -16,12 +16,12 @@ use shared::ids::SessionId;
 
 use crate::app::Gateway;
 use crate::db::history::History;
-use crate::db::rows::{CHUNK_BYTES, StoredMessage, fitting};
+use crate::db::rows::{CHUNK_BYTES, HistoryRow};
 use crate::error::ClientError;
 use crate::http::all_chats::{AllChats, SESSIONS_PAGE};
 use crate::http::json_stream::{
-    Broken, Chunk, JSON, MESSAGES_PAGE, PageSize, SESSION_END, begin_session, separate, streamed,
-    write,
+    Broken, Chunk, JSON, MESSAGES_PAGE, PageSize, SESSION_END, begin_session, long_content,
+    separate, streamed, write_message,
 };
 use crate::http::pagination::{self, Parameters};
 use crate::log::session_lookup::Existence;
@@ -154,9 +154,15 @@ async fn page(
             messages.first()
         }
     };
-    let link = last.filter(|_| more).map(|last| link(session, limit, direction, last));
-    let seqs = messages.first().zip(messages.last()).map_or(0..0, |(a, z)| a.seq..z.seq + 1);
-    if fitting(messages.iter(), CHUNK_BYTES) < messages.len() {
+    let link = match last {
+        Some(last) if more => Some(link(session, limit, direction, last.id()?)),
+        _ => None,
+    };
+    if is_long(&messages)? {
+        let seqs = match (messages.first(), messages.last()) {
+            (Some(first), Some(last)) => first.seq()?..last.seq()? + 1,
+            _ => 0..0,
+        };
         // Too much to wait for a client as a whole.
         drop(messages);
         let answer = OneChat::new(history, session.to_owned(), seqs).answer().await?;
@@ -166,10 +172,20 @@ async fn page(
     let mut first = true;
     for message in &messages {
         separate(&mut json, &mut first);
-        write(&mut json, &message.to_message());
+        write_message(&mut json, &message.to_message(None)?);
     }
     json.push(b']');
     Ok(([(header::CONTENT_TYPE, JSON)], link, json).into_response())
+}
+
+/// Whether they are more than is read for a client at a time.
+fn is_long(messages: &[HistoryRow]) -> sqlx::Result<bool> {
+    let mut bytes = 0;
+    for message in messages {
+        let Some(more) = message.bytes()? else { return Ok(true) };
+        bytes += more;
+    }
+    Ok(bytes > CHUNK_BYTES)
 }
 
 async fn read_page(
@@ -178,7 +194,7 @@ async fn read_page(
     seqs: Range<i64>,
     limit: u16,
     direction: &Direction,
-) -> sqlx::Result<Vec<StoredMessage>> {
+) -> sqlx::Result<Vec<HistoryRow>> {
     if session.contains('\0') || seqs.is_empty() {
         return Ok(Vec::new());
     }
@@ -190,20 +206,15 @@ async fn read_page(
 }
 
 /// Names the page behind this message.
-fn link(
-    session: &str,
-    limit: u16,
-    direction: &Direction,
-    last: &StoredMessage,
-) -> [(HeaderName, String); 1] {
+fn link(session: &str, limit: u16, direction: &Direction, last: &str) -> [(HeaderName, String); 1] {
     let limit = limit.to_string();
     let mut query = vec![("limit", limit.as_str())];
     match direction {
         Direction::Forward { before } => {
-            query.push(("after", &last.id));
+            query.push(("after", last));
             query.extend(before.as_deref().map(|before| ("before", before)));
         }
-        Direction::Backward => query.push(("before", &last.id)),
+        Direction::Backward => query.push(("before", last)),
     }
     pagination::next(&format!("/api/chats/{}", pagination::encoded(session)), &query)
 }
@@ -265,14 +276,15 @@ impl OneChat {
         let mut json = std::mem::take(&mut self.opening);
         while json.len() < CHUNK_BYTES / 2 {
             let (page, is_last) = self.page(CHUNK_BYTES - json.len()).await?;
+            let long = long_content(&self.history, &page).await?;
             let read = i64::try_from(page.len()).unwrap_or(i64::MAX);
             self.missing = self.missing.map(|missing| missing - read);
             for message in &page {
                 separate(&mut json, &mut self.first);
-                write(&mut json, &message.to_message());
+                write_message(&mut json, &message.to_message(long.as_deref())?);
             }
             match page.last() {
-                Some(last) if !is_last => self.start = last.seq + 1,
+                Some(last) if !is_last => self.start = last.seq()? + 1,
                 _ if self.missing.is_some_and(|missing| missing > 0) => return Err(Broken::Erased),
                 _ => {
                     json.extend_from_slice(self.closing);
@@ -284,15 +296,16 @@ impl OneChat {
     }
 
     /// The next messages, and whether they are the last.
-    async fn page(&mut self, room: usize) -> Result<(Vec<StoredMessage>, bool), sqlx::Error> {
+    async fn page(&mut self, room: usize) -> sqlx::Result<(Vec<HistoryRow>, bool)> {
         // Postgres refuses U+0000 in a text: no session can have such an id.
         if self.session.contains('\0') {
             return Ok((Vec::new(), true));
         }
         let _permit = self.history.read_permit().await?;
         let seqs = self.start..self.end;
-        let mut page = self.history.messages(&self.session, seqs, self.size.asked).await?;
-        let is_last = self.size.fit(&mut page, room, |message| message);
+        let asked = self.size.asked;
+        let mut page = self.history.messages(&self.session, seqs, asked).await?;
+        let is_last = self.size.fit(&mut page, asked, room)?;
         Ok((page, is_last))
     }
 }

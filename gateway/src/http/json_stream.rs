@@ -6,9 +6,11 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Serialize;
-use shared::database::StoredSession;
+use shared::message::Message;
+use shared::session::StoredSession;
 
-use crate::db::rows::{StoredMessage, fitting};
+use crate::db::history::History;
+use crate::db::rows::{CHUNK_BYTES, HistoryRow};
 use crate::error::ClientError;
 use crate::problem::Problem;
 
@@ -89,21 +91,44 @@ impl PageSize {
         Self { asked: FIRST_PAGE }
     }
 
-    /// Leaves of a page what fits into so much room; `true` if no others follow. As many as fitted are asked for next
-    /// time, and some more.
-    pub fn fit<T>(
+    /// Leaves of a page, for which so many were asked, what fits into so much room, or twice as much: what was read and
+    /// is left out is read again. `true` if no others follow. So many are asked for next time as make a chunk if they
+    /// are as long as these.
+    pub fn fit(
         &mut self,
-        page: &mut Vec<T>,
+        page: &mut Vec<HistoryRow>,
+        asked: u16,
         room: usize,
-        message: impl Fn(&T) -> &StoredMessage,
-    ) -> bool {
-        let kept = fitting(page.iter().map(message), room);
-        let is_last = page.len() < usize::from(self.asked) && kept == page.len();
-        let next =
-            if kept < page.len() { kept + kept / 4 + 1 } else { 4 * usize::from(self.asked) };
+    ) -> sqlx::Result<bool> {
+        let (mut kept, mut bytes) = (0, 0);
+        for row in &*page {
+            match row.bytes()? {
+                Some(more) if kept == 0 || bytes + more <= 2 * room => bytes += more,
+                // Its content is read when its turn comes.
+                None if kept == 0 => bytes = CHUNK_BYTES,
+                _ => break,
+            }
+            kept += 1;
+            if bytes >= 2 * room {
+                break;
+            }
+        }
+        let is_last = page.len() < usize::from(asked) && kept == page.len();
         page.truncate(kept);
-        self.asked = u16::try_from(next).unwrap_or(MESSAGES_PAGE).min(MESSAGES_PAGE);
-        is_last
+        if let Some(average) = bytes.checked_div(kept) {
+            let next = CHUNK_BYTES / average.max(1);
+            self.asked = u16::try_from(next).unwrap_or(MESSAGES_PAGE).clamp(1, MESSAGES_PAGE);
+        }
+        Ok(is_last)
+    }
+}
+
+/// What the first message of a page says, if that was too long to be read with others. `None` too if it was erased
+/// meanwhile.
+pub async fn long_content(history: &History, page: &[HistoryRow]) -> sqlx::Result<Option<String>> {
+    match page.first() {
+        Some(row) if row.bytes()?.is_none() => history.content(row.id()?).await,
+        _ => Ok(None),
     }
 }
 
@@ -127,9 +152,64 @@ pub fn separate(json: &mut Vec<u8>, first: &mut bool) {
     }
 }
 
+/// Writes a message as serde does, which looks at each byte of a text: most have none that must be escaped, and an
+/// answer of all histories is little else than texts.
+pub fn write_message(json: &mut Vec<u8>, message: &Message<'_>) {
+    json.extend_from_slice(br#"{"id":"#);
+    write_text(json, message.id);
+    json.extend_from_slice(br#","sender":"#);
+    write_text(json, message.sender);
+    json.extend_from_slice(br#","content":"#);
+    write_text(json, message.content);
+    json.extend_from_slice(br#","createdAt":"#);
+    write(json, &message.created_at);
+    json.extend_from_slice(br#","isAI":"#);
+    json.extend_from_slice(if message.is_ai { b"true" } else { b"false" });
+    json.extend_from_slice(br#","chatSessionId":"#);
+    write_text(json, message.chat_session_id);
+    json.push(b'}');
+}
+
+fn write_text(json: &mut Vec<u8>, text: &str) {
+    // Without an early end, for the compiler to take many bytes at a time.
+    let escaped = text.bytes().filter(|byte| matches!(byte, 0..0x20 | b'"' | b'\\'));
+    if escaped.count() > 0 {
+        return write(json, &text);
+    }
+    json.push(b'"');
+    json.extend_from_slice(text.as_bytes());
+    json.push(b'"');
+}
+
 /// Writes a value. Writing these types to memory cannot fail: they have no maps with odd keys.
 pub fn write<T: Serialize>(json: &mut Vec<u8>, value: &T) {
     if let Err(error) = serde_json::to_writer(json, value) {
         tracing::error!(%error, "a row cannot be written as JSON");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::timestamp::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn messages_are_written_as_serde_writes_them() {
+        let every = (0..=0x2100).filter_map(char::from_u32).map(String::from);
+        let texts = ["", "plain", "a \"quoted\" \\ and\nmore", "\u{1f600}"].map(String::from);
+        for (text, is_ai) in every.chain(texts).zip([true, false].into_iter().cycle()) {
+            let message = Message {
+                id: &text,
+                sender: &text,
+                content: &text,
+                created_at: Timestamp::from_unix_millis(1_734_082_865_999).unwrap(),
+                is_ai,
+                chat_session_id: &text,
+            };
+            let mut json = Vec::new();
+            write_message(&mut json, &message);
+            assert_eq!(json, serde_json::to_vec(&message).unwrap());
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Subcommand;
-use shared::database::Extent;
+use shared::session::Extent;
 use shared::settings::Span;
 use time::OffsetDateTime;
 

@@ -298,8 +298,7 @@ impl Store {
         let sessions: Vec<_> = batch.erasures.values().map(|row| row.session_id.clone()).collect();
         loop {
             let query = sqlx::query(THIN_OUT).bind(sessions.clone()).bind(ERASED_ROWS_MAX);
-            let deleted =
-                answered(query.execute(&mut *self.pool.get().await?)).await?.rows_affected();
+            let deleted = self.pool.execute(query).await?;
             if deleted == 0 {
                 return Ok(());
             }
@@ -387,8 +386,8 @@ impl Store {
         &self,
         ids: Vec<String>,
     ) -> sqlx::Result<Vec<(String, String, String, String)>> {
-        let query = sqlx::query_as(WORDS).bind(ids);
-        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+        let query = sqlx::query(WORDS).bind(ids);
+        self.pool.fetch_all(query).await
     }
 
     /// Binds what every statement that commits begins with.

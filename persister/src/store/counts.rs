@@ -1,6 +1,5 @@
 //! How much is stored, and how much is left.
 
-use shared::database::answered;
 use shared::partition::Partition;
 use shared::pool::Pool;
 
@@ -22,20 +21,18 @@ impl Store {
 
     /// Erased sessions of which the log may still hold something.
     pub async fn uncleared_count(&self) -> sqlx::Result<i64> {
-        answered(sqlx::query_scalar(UNCLEARED_COUNT).fetch_one(&mut *self.pool.get().await?)).await
+        self.pool.fetch_one(sqlx::query(UNCLEARED_COUNT)).await.map(|(value,)| value)
     }
 
     /// How many dead letters there are.
     pub async fn dead_letter_count(&self) -> sqlx::Result<i64> {
-        answered(sqlx::query_scalar(DEAD_LETTER_COUNT).fetch_one(&mut *self.pool.get().await?))
-            .await
+        self.pool.fetch_one(sqlx::query(DEAD_LETTER_COUNT)).await.map(|(value,)| value)
     }
 }
 
 /// How far every partition is stored, also those of other workers.
 pub async fn stored_sequences(pool: &Pool) -> sqlx::Result<Vec<(Partition, u64)>> {
-    let rows: Vec<(i16, i64)> =
-        answered(sqlx::query_as(STORED).fetch_all(&mut *pool.get().await?)).await?;
+    let rows: Vec<(i16, i64)> = pool.fetch_all(sqlx::query(STORED)).await?;
     let stored = |(number, sequence): (i16, i64)| (partition(number), sequence.cast_unsigned());
     Ok(rows.into_iter().map(stored).collect())
 }

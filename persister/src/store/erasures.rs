@@ -1,6 +1,5 @@
 //! Erased sessions of which the log may still hold something.
 
-use shared::database::answered;
 use shared::ids::SessionDigest;
 
 use crate::store::{Store, column};
@@ -34,9 +33,8 @@ pub struct Uncleared {
 impl Store {
     /// Some erased sessions of which the log may still hold something.
     pub async fn uncleared(&self, limit: u32) -> sqlx::Result<Vec<Uncleared>> {
-        let query = sqlx::query_as(UNCLEARED).bind(i64::from(limit));
-        let rows: Vec<(Vec<u8>, i64, i64, bool)> =
-            answered(query.fetch_all(&mut *self.pool.get().await?)).await?;
+        let query = sqlx::query(UNCLEARED).bind(i64::from(limit));
+        let rows: Vec<(Vec<u8>, i64, i64, bool)> = self.pool.fetch_all(query).await?;
         let uncleared = |(digest, erased, last, in_this_log): (Vec<u8>, i64, i64, bool)| {
             Some(Uncleared {
                 digest: SessionDigest::from_column(&digest)?,
@@ -54,6 +52,6 @@ impl Store {
             .bind(erased.digest.as_bytes().to_vec())
             .bind(column(erased.erased_sequence))
             .bind(column(erased.last_sequence));
-        answered(query.execute(&mut *self.pool.get().await?)).await.map(drop)
+        self.pool.execute(query).await.map(drop)
     }
 }

@@ -1,6 +1,5 @@
 //! Which partitions are the worker's: leases on Postgres's clock.
 
-use shared::database::answered;
 use shared::partition::Partition;
 
 use crate::store::{Store, partition};
@@ -86,20 +85,9 @@ pub struct Leases {
 impl Store {
     /// Renews the leases, takes and gives up partitions towards the worker's fair share.
     pub async fn share(&self) -> sqlx::Result<Leases> {
-        answered(
-            sqlx::query(ALIVE)
-                .bind(self.worker)
-                .bind(LEASE_MS)
-                .execute(&mut *self.pool.get().await?),
-        )
-        .await?;
-        let rows: Vec<(i16, bool)> = answered(
-            sqlx::query_as(SHARE)
-                .bind(self.worker)
-                .bind(LEASE_MS)
-                .fetch_all(&mut *self.pool.get().await?),
-        )
-        .await?;
+        self.pool.execute(sqlx::query(ALIVE).bind(self.worker).bind(LEASE_MS)).await?;
+        let rows: Vec<(i16, bool)> =
+            self.pool.fetch_all(sqlx::query(SHARE).bind(self.worker).bind(LEASE_MS)).await?;
         let mut leases = Leases::default();
         for (number, released) in rows {
             if released {
@@ -113,8 +101,6 @@ impl Store {
     }
 
     pub async fn leave(&self) -> sqlx::Result<()> {
-        answered(sqlx::query(LEAVE).bind(self.worker).execute(&mut *self.pool.get().await?))
-            .await
-            .map(drop)
+        self.pool.execute(sqlx::query(LEAVE).bind(self.worker)).await.map(drop)
     }
 }

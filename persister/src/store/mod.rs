@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use shared::announcement::Epoch;
-use shared::database::{Database, answered};
+use shared::database::Database;
 use shared::lifecycle::{Backoff, Stop, pause};
 use shared::partition::{Partition, PartitionCount};
 use shared::pool::{Connection, Pool};
@@ -93,7 +93,7 @@ impl Store {
 
     /// Whether what Postgres commits is on its disk then; an error if it does not answer.
     pub async fn is_durable(&self) -> sqlx::Result<bool> {
-        answered(sqlx::query_scalar(IS_DURABLE).fetch_one(&mut *self.pool.get().await?)).await
+        self.pool.fetch_one(sqlx::query(IS_DURABLE)).await.map(|(value,)| value)
     }
 
     /// Makes the rows of the partitions as soon as Postgres answers. `None` if the stop came first.
@@ -117,13 +117,7 @@ impl Store {
             .iter()
             .map(|_| Epoch::random().map(|epoch| epoch.0))
             .collect::<Result<_, _>>()?;
-        answered(
-            sqlx::query(PREPARE)
-                .bind(partitions)
-                .bind(epochs)
-                .execute(&mut *self.pool.get().await?),
-        )
-        .await?;
+        self.pool.execute(sqlx::query(PREPARE).bind(partitions).bind(epochs)).await?;
         Ok(())
     }
 }

@@ -1,7 +1,6 @@
 //! How far each partition is stored, and by what it knows its log again.
 
 use shared::announcement::{Epoch, Position};
-use shared::database::answered;
 use shared::partition::Partition;
 use sqlx::Postgres;
 use time::OffsetDateTime;
@@ -118,9 +117,8 @@ impl Store {
     /// The offsets of those of the partitions that the worker owns.
     pub async fn offsets(&self, partitions: &[Partition]) -> sqlx::Result<Vec<Offset>> {
         let numbers: Vec<i16> = partitions.iter().copied().map(Partition::to_column).collect();
-        let query = sqlx::query_as(OFFSETS).bind(self.worker).bind(numbers);
-        let rows: Vec<(i16, i64, i64, i64)> =
-            answered(query.fetch_all(&mut *self.pool.get().await?)).await?;
+        let query = sqlx::query(OFFSETS).bind(self.worker).bind(numbers);
+        let rows: Vec<(i16, i64, i64, i64)> = self.pool.fetch_all(query).await?;
         let offset = |(number, epoch, sequence, announced): (i16, i64, i64, i64)| Offset {
             partition: partition(number),
             stored: Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() },
@@ -133,8 +131,7 @@ impl Store {
     pub async fn marks(&self) -> sqlx::Result<Vec<Mark>> {
         type Time = Option<OffsetDateTime>;
         type Row = (i16, i64, i64, Time, Time, Option<i64>, Time);
-        let rows: Vec<Row> =
-            answered(sqlx::query_as(MARKS).fetch_all(&mut *self.pool.get().await?)).await?;
+        let rows: Vec<Row> = self.pool.fetch_all(sqlx::query(MARKS)).await?;
         let mark = |(number, epoch, sequence, recorded_at, created, head, head_at): Row| Mark {
             partition: partition(number),
             stored: Position { epoch: Epoch(epoch), sequence: sequence.cast_unsigned() },
@@ -167,7 +164,7 @@ impl Store {
             .bind(stream_created_at)
             .bind(head.map(|head| column(head.sequence)))
             .bind(head.map(|head| head.recorded_at));
-        Ok(answered(query.execute(&mut *self.pool.get().await?)).await?.rows_affected())
+        Ok(self.pool.execute(query).await?)
     }
 
     /// Gives a fingerprint to those of the partitions that have none.
@@ -175,7 +172,7 @@ impl Store {
         let query = bind_observed(sqlx::query(MARK), observed)
             .bind(column(head.sequence))
             .bind(head.recorded_at);
-        answered(query.execute(&mut *self.pool.get().await?)).await.map(drop)
+        self.pool.execute(query).await.map(drop)
     }
 
     /// Moves the offsets of partitions in which nothing is pending up to a sequence.
@@ -189,11 +186,8 @@ impl Store {
             idle.iter().map(|(partition, _)| partition.to_column()).collect();
         let sequences: Vec<i64> = idle.iter().map(|(_, sequence)| column(*sequence)).collect();
         let query = sqlx::query(MOVE_IDLE).bind(partitions).bind(sequences);
-        answered(
-            query.bind(column(to)).bind(stream_created_at).execute(&mut *self.pool.get().await?),
-        )
-        .await
-        .map(drop)
+        let query = query.bind(column(to)).bind(stream_created_at);
+        self.pool.execute(query).await.map(drop)
     }
 }
 

@@ -1,9 +1,10 @@
 //! What operators' commands ask for. They own nothing, and so store nothing.
 
-use shared::database::{self, Database, Extent, answered};
+use shared::database::Database;
 use shared::message::Message;
 use shared::partition::Partition;
 use shared::pool::Pool;
+use shared::session::{self, Extent};
 use shared::timestamp::Timestamp;
 use time::OffsetDateTime;
 
@@ -115,42 +116,34 @@ impl OperatorStore {
 
     /// The oldest dead letters.
     pub async fn dead_letters(&self, limit: u32) -> sqlx::Result<Vec<DeadLetter>> {
-        let query = sqlx::query_as(DEAD_LETTERS).bind(None::<i64>).bind(i64::from(limit));
-        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+        let query = sqlx::query(DEAD_LETTERS).bind(None::<i64>).bind(i64::from(limit));
+        self.pool.fetch_all(query).await
     }
 
     pub async fn dead_letter(&self, id: i64) -> sqlx::Result<Option<DeadLetter>> {
-        answered(
-            sqlx::query_as(DEAD_LETTERS)
-                .bind(id)
-                .bind(1_i64)
-                .fetch_optional(&mut *self.pool.get().await?),
-        )
-        .await
+        self.pool.fetch_optional(sqlx::query(DEAD_LETTERS).bind(id).bind(1_i64)).await
     }
 
     /// Forgets a dead letter.
     pub async fn drop_dead_letter(&self, id: i64) -> sqlx::Result<()> {
-        answered(sqlx::query(DROP_DEAD_LETTER).bind(id).execute(&mut *self.pool.get().await?))
-            .await
-            .map(drop)
+        self.pool.execute(sqlx::query(DROP_DEAD_LETTER).bind(id)).await.map(drop)
     }
 
     /// Whether anything of a session is stored.
     pub async fn knows_session(&self, session_id: &str) -> sqlx::Result<bool> {
-        let query = sqlx::query_scalar(KNOWS_SESSION).bind(session_id.to_owned());
-        answered(query.fetch_one(&mut *self.pool.get().await?)).await
+        let query = sqlx::query(KNOWS_SESSION).bind(session_id.to_owned());
+        self.pool.fetch_one(query).await.map(|(value,)| value)
     }
 
     /// How many of these sessions are stored.
     pub async fn count_sessions(&self, session_ids: &[String]) -> sqlx::Result<i64> {
-        let query = sqlx::query_scalar(COUNT_SESSIONS).bind(session_ids.to_vec());
-        answered(query.fetch_one(&mut *self.pool.get().await?)).await
+        let query = sqlx::query(COUNT_SESSIONS).bind(session_ids.to_vec());
+        self.pool.fetch_one(query).await.map(|(value,)| value)
     }
 
     /// A session and what is said in it now, if it is stored.
     pub async fn extent(&self, session_id: &str) -> sqlx::Result<Option<Extent>> {
-        database::extent(&mut *self.pool.get().await?, true, session_id).await
+        session::extent(&self.pool, session_id).await
     }
 
     /// At most `limit` messages of the session with this key behind a `seq` and up to another one, oldest
@@ -162,12 +155,12 @@ impl OperatorStore {
         last: i64,
         limit: u16,
     ) -> sqlx::Result<Vec<StoredMessage>> {
-        let query = sqlx::query_as(MESSAGES_BETWEEN)
+        let query = sqlx::query(MESSAGES_BETWEEN)
             .bind(id.to_owned())
             .bind(after)
             .bind(last)
             .bind(i64::from(limit));
-        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+        self.pool.fetch_all(query).await
     }
 
     /// At most `limit` sessions behind the given one that were opened before a time, oldest first.
@@ -177,11 +170,11 @@ impl OperatorStore {
         before: OffsetDateTime,
         limit: u16,
     ) -> sqlx::Result<Vec<SessionAge>> {
-        let query = sqlx::query_as(SESSION_AGES)
+        let query = sqlx::query(SESSION_AGES)
             .bind(behind.map(|session| session.created_at))
             .bind(behind.map(|session| session.id.clone()).unwrap_or_default())
             .bind(Timestamp::truncate(before))
             .bind(i64::from(limit));
-        answered(query.fetch_all(&mut *self.pool.get().await?)).await
+        self.pool.fetch_all(query).await
     }
 }

@@ -238,6 +238,20 @@ async fn a_postgres_that_takes_connections_slowly_is_used_all_the_same() {
     all_is_well(&stack, conversation).await;
 }
 
+/// What answered a moment ago is asked without a look whether it is still there.
+#[tokio::test]
+async fn a_history_is_read_at_once_behind_a_cut() {
+    let stack = Stack::builder().proxy(Link::GatewayPostgres).start().await;
+    let (http, history) = (stack.http(), stack.url(&format!("/api/chats/{UNKNOWN}")));
+    let proxy = stack.proxy(Link::GatewayPostgres, 0);
+    for _ in 0..20 {
+        assert_eq!(http.get(&history).send().await.unwrap().status(), 200);
+        proxy.cut();
+        proxy.mend();
+        assert_eq!(http.get(&history).send().await.unwrap().status(), 200);
+    }
+}
+
 #[tokio::test]
 async fn while_postgres_is_away_every_event_is_answered_and_known_sessions_go_on() {
     let stack = Stack::builder().durable().start().await;

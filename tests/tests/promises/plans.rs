@@ -333,9 +333,10 @@ async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     let cursor = Cursor::from(first.last().unwrap());
     assert_eq!(history.sessions(Some(&cursor), 201).await.unwrap().len(), 201);
     let ids: Vec<_> = (1..=200).map(|number| format!("s{number}")).collect();
-    for from in [(1, -1), (7, 1_100_000), (8, -1)] {
-        assert!(history.messages_of(&ids, from, 1_000).await.unwrap().len() > 900);
+    for (before, seq) in [(0, -1), (6, 1_100_000), (7, -1)] {
+        assert!(history.messages_of(&ids[before..], seq, 1_000).await.unwrap().len() > 900);
     }
+    assert!(history.content("l1000").await.unwrap().is_some());
     let sought = |number: u64| Sought {
         id: format!("l{number}"),
         session: one,
