@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::LazyLock;
+use std::sync::atomic::Ordering;
 
 use shared::announcement::{Epoch, Fate, Position};
 use shared::database::answered;
@@ -17,6 +18,11 @@ use crate::store::{Store, column, partition};
 
 /// Messages that one statement deletes, so that it ends long before its bound.
 const ERASED_ROWS_MAX: i64 = 5_000;
+
+/// Batches whose messages are looked for behind one that was stored before.
+const LOOKED_FOR: u32 = 1_000;
+/// SQLSTATE where a message is stored under this id, or of this record.
+const UNIQUE_VIOLATION: &str = "23505";
 
 /// What every statement that commits is given, in the order in which it is bound:
 ///
@@ -169,13 +175,17 @@ const EXPECTED_IF_KNOWN: &str = r#"
         WHERE (SELECT bool_and("chatSessionId" IS NOT NULL) FROM sent)
     )"#;
 
-const STORED_KNOWN: &str = r#", stored AS (
+const INSERTED: &str = r#", stored AS (
         INSERT INTO "Message" ("id", "sender", "content", "createdAt", "isAI", "chatSessionId", "logEpoch",
                                "logSequence")
         SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", c."epoch", m."sequence"
         FROM sent m JOIN claimed c ON c."partition" = m."partition"
-        ORDER BY m."ord"
-        ON CONFLICT DO NOTHING
+        ORDER BY m."ord""#;
+
+const IF_NOT_STORED: &str = "
+        ON CONFLICT DO NOTHING";
+
+const STORED_KNOWN: &str = r#"
         RETURNING "logSequence", "chatSessionId"
     )
     SELECT
@@ -248,7 +258,11 @@ static COMMIT_AND_ERASE: LazyLock<String> =
 /// Most batches hold only messages of sessions that are stored, and would pay for all that a batch may hold:
 /// opening so many tables and indexes takes as long as storing some rows.
 static COMMIT_MESSAGES: LazyLock<String> =
-    LazyLock::new(|| [EXPECTED_IF_KNOWN, CLAIMED, STORED_KNOWN].concat());
+    LazyLock::new(|| [EXPECTED_IF_KNOWN, CLAIMED, INSERTED, IF_NOT_STORED, STORED_KNOWN].concat());
+/// The same where none of them is stored yet, or it fails: to look for each of them in two indexes first takes a sixth
+/// of the time.
+static COMMIT_NEW_MESSAGES: LazyLock<String> =
+    LazyLock::new(|| [EXPECTED_IF_KNOWN, CLAIMED, INSERTED, STORED_KNOWN].concat());
 
 /// Deletes some of what sessions that are to be erased have beyond the first so many messages, so that
 /// erasing even the longest takes no statement longer than it may.
@@ -313,8 +327,7 @@ impl Store {
         stream_created_at: OffsetDateTime,
     ) -> sqlx::Result<Committed> {
         if batch.has_only_messages() {
-            let query = self.bind_commit(&COMMIT_MESSAGES, batch, &expected, stream_created_at);
-            let committed = self.commit_row(query).await?;
+            let committed = self.commit_messages(batch, &expected, stream_created_at).await?;
             // Else the whole statement finds out why: a session is missing, or another worker was faster.
             if !committed.claimed.is_empty() {
                 return Ok(committed);
@@ -322,6 +335,28 @@ impl Store {
         }
         let erases = !batch.erasures.is_empty();
         self.commit_whole(batch, &expected, stream_created_at, erases).await
+    }
+
+    /// Nearly all messages are new. Where one was not, the next are looked for: one client that resends must not have
+    /// every batch sent twice, and what is read anew from the log is stored already.
+    async fn commit_messages(
+        &self,
+        batch: &Batch,
+        expected: &impl Fn(Partition) -> Position,
+        stream_created_at: OffsetDateTime,
+    ) -> sqlx::Result<Committed> {
+        let query = |sql| self.bind_commit(sql, batch, expected, stream_created_at);
+        if self.looked_for.load(Ordering::Relaxed) == 0 {
+            match self.commit_row(query(&COMMIT_NEW_MESSAGES)).await {
+                Err(error) if is_of_class(&error, &[UNIQUE_VIOLATION]) => {
+                    self.looked_for.store(LOOKED_FOR, Ordering::Relaxed);
+                }
+                done => return done,
+            }
+        }
+        let left = self.looked_for.load(Ordering::Relaxed).saturating_sub(1);
+        self.looked_for.store(left, Ordering::Relaxed);
+        self.commit_row(query(&COMMIT_MESSAGES)).await
     }
 
     /// Whether Postgres takes the statement that would store this batch, without a row.

@@ -10,7 +10,7 @@ pub mod offsets;
 pub mod operator;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use shared::announcement::Epoch;
@@ -51,6 +51,8 @@ const IS_DURABLE: &str = "SELECT current_setting('fsync')::bool";
 pub struct Store {
     pool: Pool,
     committing: Arc<Mutex<Option<Connection>>>,
+    /// Batches whose messages are looked for before they are stored.
+    looked_for: Arc<AtomicU32>,
     worker: Uuid,
     waiting: Arc<AtomicBool>,
 }
@@ -70,6 +72,7 @@ impl Store {
         Self {
             pool: connect(database),
             committing: Arc::default(),
+            looked_for: Arc::default(),
             worker,
             waiting: Arc::default(),
         }

@@ -252,7 +252,9 @@ fn sources(folder: &Path) -> Vec<std::path::PathBuf> {
 /// `const NAME: &str = "…"` where the text is SQL.
 fn constants_of(source: &str) -> Vec<(String, String)> {
     let is_sql = |text: &str| {
-        ["SELECT", "INSERT INTO", "DELETE FROM", "UPDATE \""].iter().any(|verb| text.contains(verb))
+        ["SELECT", "INSERT INTO", "DELETE FROM", "UPDATE \"", "ON CONFLICT"]
+            .iter()
+            .any(|verb| text.contains(verb))
     };
     let declared = source.split("const ").skip(1).filter_map(|rest| {
         let (name, rest) = rest.split_once(": &str =")?;
@@ -390,7 +392,8 @@ fn erasure(of: SessionId) -> String {
     String::from_utf8(erase.encode().unwrap()).unwrap()
 }
 
-/// The batches of a persister, each as large as they get: messages alone, all kinds of records, an erasure.
+/// The batches of a persister, each as large as they get: messages alone, the same once more, all kinds of records, an
+/// erasure.
 async fn store_as_a_persister(store: &Store, round: u64) {
     let all: Vec<_> = PartitionCount::DEFAULT.all().collect();
     let partition = 3;
@@ -408,7 +411,8 @@ async fn store_as_a_persister(store: &Store, round: u64) {
         2 => (session(2_000 + n), "garbage".to_owned()),
         _ => (erased, payload("message", unique + 30_000 + n)),
     };
-    let batches: [Vec<(SessionId, String)>; 3] = [
+    let batches: [Vec<(SessionId, String)>; 4] = [
+        (0..500).map(messages).collect(),
         (0..500).map(messages).collect(),
         (0..500).map(mixed).collect(),
         vec![(erased, erasure(erased))],
