@@ -278,7 +278,7 @@ impl Builder {
     ) -> (Option<Postgres>, (Nats, Vec<Nats>)) {
         match Backend::chosen() {
             Backend::Local => tokio::join!(self.postgres(machine, home), self.nats(machine, home)),
-            // One after the other: of a start that is given up, because the other one failed, the container stays.
+            // One after the other: a start that is given up, because the other one failed, may leave its container.
             #[cfg(feature = "docker")]
             Backend::Docker => (self.postgres(machine, home).await, self.nats(machine, home).await),
         }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -23,6 +23,9 @@ use crate::wait::{eventually, must};
 const USER: &str = "chat";
 /// Like nothing else that is printed: tests look for passwords in logs.
 const PASSWORD: &str = "onlyInContainers7Zq4";
+/// As with programs of this machine: in programs that are not optimised, the hash rounds of SCRAM take longer than the
+/// services wait for a connection.
+const AUTH: &str = "password";
 const POSTGRES: ContainerPort = ContainerPort::Tcp(5432);
 const NATS: ContainerPort = ContainerPort::Tcp(4222);
 /// Where a nats-server finds its configuration, and keeps its log.
@@ -91,6 +94,7 @@ pub(crate) async fn postgres(home: &Path, durable: bool) -> Container {
         .with_user("postgres")
         .with_env_var("POSTGRES_USER", USER)
         .with_env_var("POSTGRES_PASSWORD", PASSWORD)
+        .with_env_var("POSTGRES_HOST_AUTH_METHOD", AUTH)
         .with_cmd(settings.flat_map(|setting| ["-c", setting]));
     Container::start_first(request, POSTGRES, home.join("postgres.log"), None).await
 }
@@ -141,10 +145,12 @@ impl Container {
         let log = must(File::create(log), "a log of a container");
         // A line that cannot be written is missing when a test fails, no more.
         let note = move |frame: &LogFrame| drop((&log).write_all(frame.bytes()));
-        let request =
-            request.into().with_mapped_port(port.number(), inside).with_log_consumer(note);
+        let name = format!("chat-test-{}-{}", process::id(), port.number());
+        let request = request.into().with_container_name(&name);
+        let request = request.with_mapped_port(port.number(), inside).with_log_consumer(note);
+        // Before it is there: until it is ready nobody else knows of it.
+        let remover = remover(&name);
         let container = must(request.start().await, "starting a container");
-        let remover = remover(container.id());
         Self { port, data, container: Some(container), remover }
     }
 
