@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::{Client, Conversation, JsClients, Link, Stack, eventually, is_taken};
+use tokio::net::TcpStream;
 
 /// What a client is promised to wait for an answer at most, whatever is away.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -22,6 +23,7 @@ const STOPS_WITHIN: Duration = Duration::from_secs(12);
 const ENOUGH: u64 = 30;
 const SEEN: usize = 30;
 
+const LOCALHOST: &str = "127.0.0.1";
 const UNKNOWN: &str = "11111111-1111-4111-8111-111111111111";
 
 async fn talking(stack: &Stack) -> Conversation {
@@ -247,6 +249,8 @@ async fn a_history_is_read_at_once_behind_a_cut() {
     for _ in 0..20 {
         assert_eq!(http.get(&history).send().await.unwrap().status(), 200);
         proxy.cut();
+        let refused = async || TcpStream::connect((LOCALHOST, proxy.port())).await.is_err();
+        eventually(SOON, "it is cut", refused).await;
         proxy.mend();
         assert_eq!(http.get(&history).send().await.unwrap().status(), 200);
     }
