@@ -63,15 +63,15 @@ pub(super) fn table(world: &World, verdict: &Verdict, broken: &[Broken]) -> Stri
         row(&format!("refused: {reason}"), count.to_string());
     }
     let (alone, calm, (longest, kinds)) = world.spans.silences();
-    let broken_within = |from, to| world.spans.was_broken(from, to);
-    let calm_acks = tally.acks(|from, to| !broken_within(from, to));
-    row("acks while nothing was broken, p50 / p99 / slowest", quantiles(&calm_acks));
+    let felt_within = |from, to| world.spans.was_felt(from, to);
+    let calm_acks = tally.acks(|from, to| !felt_within(from, to));
+    row("acks while nothing was felt, p50 / p99 / slowest", quantiles(&calm_acks));
     if let Some((_, begun)) = calm_acks.last() {
         let mended = world.spans.mended_before(*begun);
         let mended = mended.map(|(what, ago)| format!("{} after: {what}", seconds(ago)));
         row("  the slowest was sent", mended.unwrap_or_else(|| "before any fault".to_owned()));
     }
-    row("acks while something was, with resends", quantiles(&tally.acks(broken_within)));
+    row("acks while something was, with resends", quantiles(&tally.acks(felt_within)));
     if let Some(drained) = world.drained() {
         row("backlog shown, after Postgres was back", seconds(drained));
     }

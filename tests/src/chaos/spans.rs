@@ -97,10 +97,14 @@ impl Spans {
         self.state().spans.iter().map(line).collect()
     }
 
-    /// Whether something was broken at any time between these.
-    pub(super) fn was_broken(&self, from: Instant, to: Instant) -> bool {
-        let broken = |span: &Span| span.begun <= to && span.ended.is_none_or(|ended| from < ended);
-        self.state().spans.iter().any(broken)
+    /// Whether something was broken at any time between these, or was so shortly before that it may still be felt: who
+    /// took over what a killed worker had is not done when that one is started again.
+    pub(super) fn was_felt(&self, from: Instant, to: Instant) -> bool {
+        let felt = |span: &Span| {
+            let until = |ended| ended + span.felt_for().max(TAKEOVER);
+            span.begun <= to && span.ended.is_none_or(|ended| from < until(ended))
+        };
+        self.state().spans.iter().any(felt)
     }
 
     /// What was mended last before this, and how long before.
