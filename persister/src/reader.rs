@@ -34,8 +34,9 @@ use crate::metrics::METRICS;
 /// Most records in a batch: rows cost least from 100 on, and a larger batch only makes the first
 /// message of it wait.
 const BATCH_RECORDS_MAX: usize = 500;
-/// Most bytes in a batch: bounds the memory of a batch of long messages.
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most bytes of a batch, beyond its last record. Postgres must have stored it long before the bound of a statement, also
+/// where it makes an index of words that somebody chose to be as many as they can be.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Most records looked at for one batch: where nearly all are another worker's, leases and stop have their
 /// turn all the same.
 const LOOKED_AT_MAX: usize = 4_096;
