@@ -22,6 +22,9 @@ BEGIN
         END IF;
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', place, role);
         EXECUTE format('GRANT %s ON ALL TABLES IN SCHEMA %I TO %I', rights, place, role);
+        -- How far "Message"."seq" is given: a search begins there.
+        EXECUTE format('GRANT SELECT ON ALL SEQUENCES IN SCHEMA %I TO %I', place, role);
+        EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT SELECT ON SEQUENCES TO %I', place, role);
         -- Tables of later migrations.
         EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT %s ON TABLES TO %I', place, rights, role);
     END LOOP;

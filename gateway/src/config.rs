@@ -286,6 +286,8 @@ pub struct Config {
     pub max_content_chars: usize,
     /// Most bytes of a Socket.IO packet.
     pub max_payload_bytes: usize,
+    /// Whether messages can be searched.
+    pub search: bool,
     /// Longest time from the stop to the end.
     pub shutdown: Duration,
 }
@@ -374,6 +376,7 @@ fn read(mut settings: Settings) -> Result<Config, Mistakes> {
         max_content_chars: settings.number("MAX_CONTENT_CHARS", 1..=CONTENT_CHARS_MAX),
         max_payload_bytes: settings
             .number("MAX_PAYLOAD_BYTES", PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX),
+        search: settings.get::<Switch>("SEARCH").0,
         shutdown: Duration::from_secs(
             settings.number("SHUTDOWN_SECONDS", 0..=SHUTDOWN_SECONDS_MAX),
         ),

@@ -8,7 +8,7 @@ use shared::database::Database;
 use shared::log::LogSettings;
 use shared::nats::NatsUrl;
 use shared::settings::{
-    self, Address, DotEnv, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, Span,
+    self, Address, DotEnv, Mistakes, SHUTDOWN_SECONDS_MAX, Setting, Settings, Span, Switch,
 };
 use shared::telemetry::{Filter, LogFormat};
 
@@ -50,6 +50,8 @@ pub struct Config {
     pub log_keep: Duration,
     /// How long a session is kept in which nothing happens; forever without.
     pub retention: Option<Duration>,
+    /// Whether messages can be searched: there is an index then.
+    pub search: bool,
     /// Longest time from the stop to the end.
     pub shutdown: Duration,
 }
@@ -93,6 +95,7 @@ pub fn from_environment() -> Result<Config, Mistakes> {
         ops_address: settings.get::<Address>("OPS_ADDRESS").0,
         log_keep: settings.get::<Span>("LOG_KEEP").0,
         retention: settings.get::<Retention>("RETENTION").0,
+        search: settings.get::<Switch>("SEARCH").0,
         shutdown: Duration::from_secs(
             settings.number("SHUTDOWN_SECONDS", 0..=SHUTDOWN_SECONDS_MAX),
         ),

@@ -19,6 +19,7 @@ pub mod reader;
 pub mod readiness;
 pub mod retention;
 mod run;
+pub mod search;
 pub mod store;
 pub mod worker;
 

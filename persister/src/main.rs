@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use persister::commands::{dead_letters, sessions};
+use persister::search::index;
 use persister::{config, migrate, ops};
 use shared::lifecycle::stop_on_signal;
 
@@ -65,7 +66,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             persister::run(config, ops, stop_on_signal()?).await
         }
         Some(Command::Migrate { command: None }) => {
-            migrate::run_within(&config.database, migrate::COMMAND_WAITS).await
+            migrate::run_within(&config.database, migrate::COMMAND_WAITS).await?;
+            if config.search {
+                index::make_by_command(&config.database).await?;
+            }
+            Ok(())
         }
         Some(Command::Migrate { command: Some(MigrateCommand::Status) }) => {
             migrate::print_status(&config.database).await

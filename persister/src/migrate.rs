@@ -28,7 +28,7 @@ const INVALID_PASSWORD: &str = "28P01";
 const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often somebody who waits for a migration is told that it goes on.
-const TELLS_EVERY: Duration = Duration::from_secs(5);
+pub const TELLS_EVERY: Duration = Duration::from_secs(5);
 
 /// Migrations that write every row of a table, and the table.
 const REWRITES: [(i64, &str); 1] = [(2, "Message")];

@@ -16,6 +16,7 @@ use crate::readiness::Readiness;
 use crate::retention::prune::Sessions;
 use crate::retention::pruner::Pruner;
 use crate::retention::trim::Trimmer;
+use crate::search::keeper::SearchIndex;
 use crate::store::Store;
 use crate::store::operator::OperatorStore;
 use crate::worker::Worker;
@@ -76,6 +77,7 @@ async fn start(config: &Config, services: Services, stop: &Stop) -> anyhow::Resu
     let operator = OperatorStore::connect(&config.database);
     let sessions = Sessions::new(operator, nats.clone(), log.clone(), config.log.partitions);
     let pruner = Pruner::new(sessions, owned.clone(), config.retention);
+    let search_index = SearchIndex::new(&config.database, owned.clone(), config.search);
     let lag = LagWatch::new(store.clone(), nats.clone(), log.clone(), owned.clone());
     let persister = Worker::new(store, jetstream, config.log.clone(), owned, waiting, disturbances);
     let mut tasks = Tasks::default();
@@ -87,6 +89,7 @@ async fn start(config: &Config, services: Services, stop: &Stop) -> anyhow::Resu
             goes_on("the storing", stop, persister.run(stop)),
             goes_on("the trimming", stop, trimmer.run(stop)),
             goes_on("the pruning", stop, pruner.run(stop)),
+            goes_on("the index of SEARCH", stop, search_index.run(stop)),
             goes_on("the watch over the lag", stop, lag.run(stop)),
             goes_on("the watch over the progress", stop, progress.run(stop))
         )?;

@@ -62,6 +62,12 @@ pub const COMMON: &[Setting] = &[
         help: "Copies of the log in a NATS cluster: 1, 3 or 5",
     },
     Setting {
+        name: "SEARCH",
+        default: "off",
+        help: "on serves GET /api/messages?q= and has persisters, or persister migrate, make the index that it needs; off \
+               leaves an index that is there as it is",
+    },
+    Setting {
         name: "RUST_LOG",
         default: "info,async_nats=warn,sqlx=warn",
         help: "What is logged: error, warn, info, debug, trace, or per module as in gateway=debug,info",

@@ -44,6 +44,7 @@ const EVENTS = {
 
 const ROUTES = {
   "GET /api/chats": (sessionId, bearer) => get("/api/chats", bearer),
+  "GET /api/messages": (sessionId, bearer) => get("/api/messages?q=visitor", bearer),
   "GET /api/chats/:sessionId": (sessionId, bearer) => get(`/api/chats/${sessionId}`, bearer),
   "POST /api/chats/:sessionId/messages": post,
   "GET /api/chats/:sessionId/export": (sessionId, bearer) => get(`/api/chats/${sessionId}/export`, bearer),

@@ -41,6 +41,8 @@ pub enum Action {
     SwitchAi,
     /// `GET /api/chats`.
     ListChats,
+    /// `GET /api/messages`.
+    SearchMessages,
     /// `GET /api/chats/:sessionId`.
     ReadChat,
     /// `POST /api/chats/:sessionId/messages`.
@@ -55,7 +57,7 @@ impl Role {
     pub fn may(self, action: Action) -> bool {
         use Action::{
             EraseChat, ExportChat, Inbox, InitSession, JoinSession, ListChats, PostMessage,
-            ReadChat, ReadSession, SendAsAdmin, SendAsUser, SwitchAi,
+            ReadChat, ReadSession, SearchMessages, SendAsAdmin, SendAsUser, SwitchAi,
         };
         match (self, action) {
             (Self::Open | Self::Admin, _)
@@ -63,8 +65,8 @@ impl Role {
             | (Self::Integrator, PostMessage) => true,
             (
                 Self::Visitor | Self::Integrator,
-                SendAsAdmin | ListChats | PostMessage | ExportChat | EraseChat | Inbox
-                | ReadSession | JoinSession | SwitchAi,
+                SendAsAdmin | ListChats | SearchMessages | PostMessage | ExportChat | EraseChat
+                | Inbox | ReadSession | JoinSession | SwitchAi,
             ) => false,
         }
     }
@@ -130,6 +132,7 @@ mod tests {
             | Action::JoinSession
             | Action::SwitchAi
             | Action::ListChats
+            | Action::SearchMessages
             | Action::ExportChat
             | Action::EraseChat => [true, false, false, true],
         }
@@ -141,7 +144,7 @@ mod tests {
     fn every_cell_of_the_table_is_meant() {
         use Action::{
             EraseChat, ExportChat, Inbox, InitSession, JoinSession, ListChats, PostMessage,
-            ReadChat, ReadSession, SendAsAdmin, SendAsUser, SwitchAi,
+            ReadChat, ReadSession, SearchMessages, SendAsAdmin, SendAsUser, SwitchAi,
         };
         for action in [
             InitSession,
@@ -152,6 +155,7 @@ mod tests {
             JoinSession,
             SwitchAi,
             ListChats,
+            SearchMessages,
             ReadChat,
             PostMessage,
             ExportChat,

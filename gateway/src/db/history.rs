@@ -20,12 +20,14 @@ use crate::db::rows::{
 const APPLICATION: &str = "chat-gateway";
 /// Connections unless the URL's `connection_limit` says otherwise; delivery has one more.
 const CONNECTIONS: u32 = 8;
+/// No page is so much work that other processes of Postgres should be started for it: that takes longer than the page.
+const NOT_PARALLEL: (&str, &str) = ("max_parallel_workers_per_gather", "0");
 /// [`CHUNK_BYTES`] as Postgres counts.
 #[allow(clippy::cast_possible_wrap)]
 const CHUNK: i64 = CHUNK_BYTES as i64;
 /// A content of more bytes is read by itself: more than twice as many as one has that can be sent unless a setting says
 /// otherwise.
-const LONG_BYTES: i32 = 64 * 1024;
+pub const LONG_BYTES: i32 = 64 * 1024;
 /// Most bytes of an inbox's page of a history: 500 messages as long as they may be unless a setting says otherwise, of
 /// four bytes a character.
 const LATEST_BYTES_MAX: i64 = 16 * 1024 * 1024;
@@ -279,7 +281,7 @@ impl History {
     pub fn connect(database: &Database) -> Self {
         let connections = database.connection_limit.unwrap_or(CONNECTIONS).max(1);
         let read_permits = Arc::new(Semaphore::new((connections / 2).max(1) as usize));
-        let pool = |connections| Pool::new(database, APPLICATION, connections, &[]);
+        let pool = |connections| Pool::new(database, APPLICATION, connections, &[NOT_PARALLEL]);
         let database = database.clone();
         Self { pool: pool(connections), delivery: pool(1), read_permits, database }
     }

@@ -3,3 +3,4 @@
 pub mod history;
 pub mod rows;
 pub mod schema;
+pub mod search;

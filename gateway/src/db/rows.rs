@@ -90,7 +90,7 @@ pub fn fitting<'a>(messages: impl Iterator<Item = &'a StoredMessage>, room: usiz
 /// A message of a history as Postgres gave it, read where it lies: histories are long, and are written as they come.
 ///
 /// The statements that give it select in this order: `seq`, and the columns of a [`Message`]; where they are about
-/// several sessions, which of them it is in place of the last. So it is not asked column by column of each row whether the types are those.
+/// several sessions, which of them it is in place of the last; a search has two more. So it is not asked column by column of each row whether the types are those.
 #[derive(Debug)]
 pub struct HistoryRow(PgRow);
 
@@ -141,6 +141,16 @@ impl HistoryRow {
             is_ai: row.try_get_unchecked(5)?,
             chat_session_id,
         })
+    }
+
+    /// What clients call its session, of those that a search found.
+    pub fn session_id(&self) -> sqlx::Result<&str> {
+        self.0.try_get_unchecked(7)
+    }
+
+    /// How many the search found that it is of.
+    pub fn found(&self) -> sqlx::Result<i64> {
+        self.0.try_get_unchecked(8)
     }
 
     /// Which of the sessions that were asked for it is of, from 1.

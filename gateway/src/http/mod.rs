@@ -14,4 +14,5 @@ pub mod post_message;
 pub mod rate_limits;
 pub mod readiness;
 pub mod routes;
+pub mod search;
 pub mod try_page;

@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::http::readiness::Readiness;
 use crate::http::{
     authenticate, chats, erase_session, etag, json_stream, openapi, post_message, rate_limits,
-    try_page,
+    search, try_page,
 };
 use crate::problem::Problem;
 use crate::socket::{events, handshake};
@@ -58,6 +58,7 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
             "/api/chats/{session_id}/messages",
             post(post_message::post).route_layer(may(Action::PostMessage)),
         )
+        .route("/api/messages", get(search::search).route_layer(may(Action::SearchMessages)))
         .route("/openapi.json", get(openapi::document))
         .route("/asyncapi.json", get(openapi::events))
         .route("/docs", get(openapi::page))

@@ -48,6 +48,7 @@ mod resume;
 mod rights;
 mod roles;
 mod runbooks;
+mod search;
 mod settings;
 mod standstill;
 mod stopping;

@@ -109,6 +109,23 @@ impl Asker<'_> {
         self.expect(route, other, 200).await;
     }
 
+    /// Before there is an index, and with it.
+    async fn searches(&mut self, admin: &str, integrator: &str) {
+        let get = |ask: &Self, path| ask.request("GET", path);
+        self.expect(SEARCH, get(self, FOUND).bearer_auth(admin), 503).await;
+        let database = self.stack.database_url().parse().unwrap();
+        persister::search::index::make_by_command(&database).await.unwrap();
+        self.expect_once(SEARCH, FOUND, admin).await;
+        self.expect(SEARCH, get(self, SEARCH.1).bearer_auth(admin), 400).await;
+        self.is_for_admins(SEARCH, FOUND, integrator).await;
+    }
+
+    /// Nobody else is let in.
+    async fn is_for_admins(&mut self, route: (&str, &str), path: &str, integrator: &str) {
+        self.expect(route, self.request(route.0, path), 401).await;
+        self.expect(route, self.request(route.0, path).bearer_auth(integrator), 403).await;
+    }
+
     async fn has_shape(&self, described: &Value, response: Response) {
         let kind = response.headers()["content-type"].to_str().unwrap();
         let kind = kind.split(';').next().unwrap().to_owned();
@@ -143,6 +160,8 @@ async fn token(role: &str) -> String {
 
 const CHATS: (&str, &str) = ("GET", "/api/chats");
 const CHAT: (&str, &str) = ("GET", "/api/chats/{sessionId}");
+const SEARCH: (&str, &str) = ("GET", "/api/messages");
+const FOUND: &str = "/api/messages?q=hi&limit=1";
 const ERASE: (&str, &str) = ("DELETE", "/api/chats/{sessionId}");
 const EXPORT: (&str, &str) = ("GET", "/api/chats/{sessionId}/export");
 const PAGES: [(&str, &str); 3] =
@@ -154,6 +173,7 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     let stack = Stack::builder()
         .gateway_env("JWT_SECRET", SECRET)
         .gateway_env("TRY_PAGE", "on")
+        .gateway_env("SEARCH", "on")
         .proxy(Link::GatewayNats)
         .proxy(Link::GatewayPostgres)
         .start()
@@ -201,20 +221,19 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
         ask.expect_once(CHATS, path, &admin).await;
     }
     ask.expect(CHATS, ask.request("GET", "/api/chats?limit=0").bearer_auth(&admin), 400).await;
-    ask.expect(CHATS, ask.request("GET", "/api/chats"), 401).await;
-    ask.expect(CHATS, ask.request("GET", "/api/chats").bearer_auth(&integrator), 403).await;
+    ask.is_for_admins(CHATS, "/api/chats", &integrator).await;
     for path in [chat.clone(), format!("{chat}?limit=1")] {
         ask.expect_once(CHAT, &path, &admin).await;
     }
     ask.expect(CHAT, ask.request("GET", &format!("{chat}?after=nobody")), 400).await;
     ask.expect(CHAT, ask.request("GET", &chat).bearer_auth("nonsense"), 401).await;
 
+    ask.searches(&admin, &integrator).await;
     let exported = format!("{chat}/export");
     let of = |path: &str, session| path.replace("{sessionId}", session);
     ask.expect_once(EXPORT, &exported, &admin).await;
     for (one, path) in [(EXPORT, &exported), (ERASE, &chat)] {
-        ask.expect(one, ask.request(one.0, path), 401).await;
-        ask.expect(one, ask.request(one.0, path).bearer_auth(&integrator), 403).await;
+        ask.is_for_admins(one, path, &integrator).await;
         let undecodable = of(one.1, "%zz");
         ask.expect(one, ask.request(one.0, &undecodable).bearer_auth(&admin), 400).await;
         let unknown = of(one.1, "unknown");
@@ -236,7 +255,9 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     let http = limited.http();
     ask.expect_of_many(MESSAGES, || http.post(&hasty).json(&json!({ "content": "Hi!" })), 429)
         .await;
-    for read in [CHATS, CHAT, EXPORT] {
+    // The one read that it is let.
+    ask.expect(SEARCH, http.get(limited.url(FOUND)), 404).await;
+    for read in [CHATS, CHAT, EXPORT, SEARCH] {
         let hasty = limited.url(&of(read.1, "unknown"));
         ask.expect_of_many(read, || http.get(&hasty), 429).await;
     }

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use gateway::db::history::{History, STRETCH};
 use gateway::db::rows::{Cursor, Sought, Storage};
+use gateway::db::search::{SearchState, Window};
 use persister::batch::{self, LogPlace, LogRecord};
+use persister::search::index::{self, Outcome};
 use persister::store::Store;
 use persister::store::offsets::Fingerprint;
 use persister::store::operator::OperatorStore;
@@ -40,12 +42,14 @@ const TO_ERASE: u64 = 12_000;
 /// a persister is as long.
 const PAGE: f64 = 501.0;
 /// Where it is another number, and why.
-const OTHER_PAGES: [(&str, f64); 9] = [
+const OTHER_PAGES: [(&str, f64); 10] = [
     // Pages of histories.
     ("MESSAGES", 1_001.0),
     ("LAST_MESSAGES", 1_001.0),
     // The page ends within a session, of which as many may be looked at.
     ("MESSAGES_OF", 2_000.0),
+    // What the index has of a wide window, whose rows are not read beyond a narrow one's.
+    ("SEARCH", 65_536.0),
     // It deletes in pieces of this size, and keeps as many.
     ("THIN_OUT", 10_000.0),
     // They count.
@@ -84,7 +88,7 @@ const FILL: &[&str] = &[
        FROM generate_series(1, {long}) n"#,
     r#"INSERT INTO "Message" ("id", "sender", "content", "createdAt", "chatSessionId", "seq")
        SELECT 'e' || s || '-' || n, 'user', 'to erase ' || n, timestamp '2026-01-01', 's' || s,
-              {missed} + {long} + n
+              {missed} + {long} + (s - {sessions} - 1) * {to_erase} + n
        FROM generate_series({sessions} + 1, {sessions} + 2) s, generate_series(1, {to_erase}) n"#,
     r#"ALTER TABLE "Message" ADD CONSTRAINT "Message_pkey" PRIMARY KEY ("id")"#,
     r#"CREATE INDEX "Message_chatSessionId_seq_idx" ON "Message" ("chatSessionId", "seq")"#,
@@ -312,6 +316,25 @@ fn session(number: u64) -> SessionId {
     SessionId::parse(&format!("00000000-0000-4000-8000-{number:012}")).unwrap()
 }
 
+/// Searches: for a word that every message around has, in a narrow window and a wide one, and for one that few have.
+async fn search(history: &History) {
+    let state = history.search_state("missed").await.unwrap();
+    assert!(matches!(state, SearchState::Ready { end, is_phrase: false } if end > 1_000_000));
+    for end in [i64::try_from(MISSED).unwrap(), 500_001] {
+        for is_wide in [false, true] {
+            let window = Window::before(end, is_wide);
+            for (words, least) in [("missed", 200), ("missed 499999", 0), ("erase", 0)] {
+                let hits = history.search(words, window, end, 200).await.unwrap();
+                assert!(hits.rows.len() >= least, "{words}");
+                assert!(is_wide || !hits.is_cut());
+            }
+        }
+    }
+    let window = Window::before(500_001, true);
+    let hits = history.search("499999", window, 500_001, 200).await.unwrap();
+    assert_eq!((hits.rows.len(), hits.count), (1, 1));
+}
+
 /// Every statement of a gateway, with its largest pages.
 async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     history.ping().await.unwrap();
@@ -366,6 +389,7 @@ async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     let begin = Position { epoch: behind, sequence: 0 };
     assert_eq!(history.erased_after(begin).await.unwrap().len(), STRETCH);
     assert!(history.epoch_after(Partition::new(BEHIND), long).await.is_ok());
+    search(history).await;
 }
 
 fn record(partition: u16, sequence: u64, session: SessionId, payload: String) -> LogRecord {
@@ -479,17 +503,28 @@ async fn ask_as_an_operator(store: &OperatorStore) {
     store.drop_dead_letter(letters[0].id).await.unwrap();
 }
 
+async fn make_search_index(big: &Big) {
+    let begun = Instant::now();
+    let made = index::make(&big.database, |line| eprintln!("{line}")).await.unwrap();
+    assert_eq!(made, Outcome::Made);
+    sqlx::raw_sql("ANALYZE").execute(&big.pool).await.unwrap();
+    eprintln!("made the index within {:?}", begun.elapsed());
+}
+
 /// Has every statement sent, and looks at what Postgres did: once planned for its parameters, once for any.
 async fn no_statement_takes_more_than_its_page(big: &Big) {
     let statements = Statements::of_both_services();
     let epochs = (big.epoch(BEHIND).await, big.epoch(BEHIND + 1).await);
     let mut found = Vec::new();
+    make_search_index(big).await;
     for (round, mode) in (0..).zip(["force_custom_plan", "force_generic_plan"]) {
         let since = big.stack.log_of("postgres").len();
         big.explain(mode).await;
         ask_as_a_gateway(&History::connect(&big.database), epochs).await;
         ask_as_a_persister(&Store::connect(&big.database, Uuid::from_u128(7)), round).await;
         ask_as_an_operator(&OperatorStore::connect(&big.database)).await;
+        // Those of who makes the index; it is there.
+        assert_eq!(index::make(&big.database, |_| ()).await.unwrap(), Outcome::Stands);
         let mut unseen: BTreeSet<_> = statements.sent.keys().map(String::as_str).collect();
         for (text, plan) in big.plans(since) {
             for name in statements.names(&text) {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
+use shared::database::Database;
 use tests::{JsClients, Stack, node};
 
 /// Two, as while keys are changed.
@@ -27,8 +28,12 @@ async fn everybody_may_what_the_table_says_and_nothing_else() {
         .gateway_env("JWT_PUBLIC_KEY", &format!("{folder}/public.pem"))
         // The cells open more sessions than one address is let.
         .gateway_env("LIMITS", "off")
+        .env("SEARCH", "on")
         .start()
         .await;
+    // A search can be answered.
+    let owner: Database = stack.database_url().parse().unwrap();
+    persister::search::index::make_by_command(&owner).await.unwrap();
     let env = [("JWT_SECRET", SECRETS), ("KEYS_FOLDER", folder)];
     stack.node_test("rights.test.mjs", &env).await;
     one_line_for_each_socket_that_asks_for_an_inbox_in_vain(&stack).await;

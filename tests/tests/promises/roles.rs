@@ -44,7 +44,8 @@ async fn make_user(stack: &Stack, user: &str) {
 /// A stack whose tables belong to the owner, and two users with the roles of the script.
 async fn stack() -> (Stack, PgPool) {
     // What is answered over HTTP is stored then, however slow this machine is.
-    let stack = Stack::builder().own_postgres().gateway_env("STORED_WAIT", "5s");
+    let stack =
+        Stack::builder().own_postgres().gateway_env("STORED_WAIT", "5s").env("SEARCH", "on");
     let stack = stack.services_stopped().start().await;
     let owner = stack.pool();
     // Before the tables are made, and once more.
@@ -61,10 +62,34 @@ async fn stack() -> (Stack, PgPool) {
     (stack, owner)
 }
 
+/// By a gateway that may only read, with the index that its owner made; a persister that may not says so.
+async fn a_search_is_answered(stack: &Stack) {
+    let persister = stack.persister(0);
+    tests::eventually(Duration::from_secs(30), "a line in the log", async || {
+        persister.logs().contains("run `persister migrate` with SEARCH=on")
+    })
+    .await;
+    let search = async || {
+        let answer = stack.http().get(stack.url("/api/messages?q=hello")).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(search().await.0, 503);
+    let owner = stack.database_url().parse().unwrap();
+    persister::search::index::make_by_command(&owner).await.unwrap();
+    assert_eq!(search().await.0, 200);
+    let sequence = |right| format!(r#"{right} SELECT ON "Message_seq_seq" TO chat_reader"#);
+    run(&stack.pool(), &sequence("REVOKE").replace(" TO ", " FROM ")).await.unwrap();
+    let (status, problem) = search().await;
+    assert_eq!(status, 503);
+    assert!(problem.contains("migrations/roles.sql"), "{problem}");
+    run(&stack.pool(), &sequence("GRANT")).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_gateway_works_with_a_role_that_may_only_read_and_the_persister_with_one_for_rows() {
     let (stack, owner) = stack().await;
     stack.node_test("rest.test.mjs", &[]).await;
+    a_search_is_answered(&stack).await;
     run(&owner, r#"CREATE TABLE "Later" ("id" TEXT PRIMARY KEY)"#).await.unwrap();
     let pool = |user: &str| PgPoolOptions::new().connect_lazy(&url_as(&stack, user)).unwrap();
     let (reader, writer) = (pool("reader"), pool("writer"));

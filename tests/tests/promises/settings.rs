@@ -94,6 +94,7 @@ const COMMON_MISTAKES: &[(&str, &str)] = &[
     ("LOG_REPLICAS", "hunter2"),
     ("LOG_REPLICAS", "0"),
     ("LOG_REPLICAS", "6"),
+    ("SEARCH", "hunter2"),
     ("RUST_LOG", "gateway=hunter2"),
     ("LOG_FORMAT", "xml"),
     ("SHUTDOWN_SECONDS", "soon"),
