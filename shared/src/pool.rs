@@ -179,7 +179,8 @@ impl Pool {
         request.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
     }
 
-    /// All rows of a statement that only reads, which is prepared for the next time.
+    /// All rows of a statement, which is prepared for the next time. It reads, or may as well be done twice: it is asked
+    /// once more if the connection was gone.
     ///
     /// # Errors
     /// As [`get`](Self::get), or that it took too long, or whatever Postgres has against it.

@@ -111,18 +111,18 @@ impl AllChats {
         Ok(next)
     }
 
-    /// The next part of the answer.
+    /// Reads until there is enough for a chunk: what fits into one is an answer as a whole.
     pub async fn next_chunk(&mut self) -> Result<Chunk, sqlx::Error> {
         let mut json = std::mem::take(&mut self.opening);
         json.reserve(CHUNK_BYTES);
-        let Some(page) = self.next_page().await? else {
-            json.push(b']');
-            return Ok(Chunk::Last(json));
-        };
-        self.write(&mut json, page).await?;
-        if self.is_last && self.is_through() {
-            json.push(b']');
-            return Ok(Chunk::Last(json));
+        while json.len() < CHUNK_BYTES / 2 {
+            if let Some(page) = self.next_page().await? {
+                self.write(&mut json, page).await?;
+            }
+            if self.is_last && self.is_through() {
+                json.push(b']');
+                return Ok(Chunk::Last(json));
+            }
         }
         Ok(Chunk::More(json))
     }

@@ -86,3 +86,22 @@ async fn address_of_a_client_of(stack: &Stack, url: &str) -> String {
     let chat = chats.iter().find(|chat| chat["sessionId"] == session).unwrap();
     chat["ip"].as_str().unwrap().to_owned()
 }
+
+/// More sessions, and more messages, than are read at a time at first.
+#[tokio::test]
+async fn an_answer_that_is_short_comes_whole_and_with_its_name() {
+    let stack = Stack::start().await;
+    let sessions = r#"
+        INSERT INTO "ChatSession" ("id", "sessionId") SELECT 's' || n, 'of ' || n FROM generate_series(1, 250) n"#;
+    let messages = r#"
+        INSERT INTO "Message" ("id", "sender", "content", "chatSessionId")
+        SELECT 'm' || n, 'user', 'Hello!', 's' || CASE WHEN n % 2 = 0 THEN 1 ELSE n END FROM generate_series(1, 249) n"#;
+    for statement in [sessions, messages] {
+        sqlx::query(statement).execute(&stack.pool()).await.unwrap();
+    }
+    for (path, count) in [("/api/chats", 250), ("/api/chats/of%201", 125)] {
+        let answer = stack.http().get(stack.url(path)).send().await.unwrap();
+        assert!(answer.headers().contains_key("etag"), "{path}");
+        assert_eq!(answer.json::<Vec<Value>>().await.unwrap().len(), count, "{path}");
+    }
+}
