@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::mem;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
@@ -51,13 +51,17 @@ pub struct Pool {
 struct Fresh(Mutex<Vec<(PoolConnection<Postgres>, Instant)>>);
 
 impl Fresh {
+    fn kept(&self) -> MutexGuard<'_, Vec<(PoolConnection<Postgres>, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn put(&self, connection: PoolConnection<Postgres>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((connection, Instant::now()));
+        self.kept().push((connection, Instant::now()));
     }
 
     /// The latest; if it is not fresh any more, all go back to the driver's pool.
     fn take(&self) -> Option<PoolConnection<Postgres>> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept();
         let (connection, answered_at) = kept.pop()?;
         if answered_at.elapsed() < FRESH {
             return Some(connection);
@@ -68,11 +72,11 @@ impl Fresh {
     }
 
     fn take_all(&self) -> Vec<(PoolConnection<Postgres>, Instant)> {
-        mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        mem::take(&mut *self.kept())
     }
 
     fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.kept().len()
     }
 }
 

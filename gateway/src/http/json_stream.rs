@@ -123,11 +123,14 @@ impl PageSize {
     }
 }
 
-/// What the first message of a page says, if that was too long to be read with others. `None` too if it was erased
-/// meanwhile.
+/// What the first message of a page says, if that was too long to be read with others. An error if it was erased
+/// meanwhile: nothing in its place would look like what it said.
 pub async fn long_content(history: &History, page: &[HistoryRow]) -> sqlx::Result<Option<String>> {
     match page.first() {
-        Some(row) if row.bytes()?.is_none() => history.content(row.id()?).await,
+        Some(row) if row.bytes()?.is_none() => {
+            let content = history.content(row.id()?).await?;
+            content.map(Some).ok_or(sqlx::Error::RowNotFound)
+        }
         _ => Ok(None),
     }
 }
