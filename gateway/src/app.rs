@@ -11,15 +11,18 @@ use crate::db::history::History;
 use crate::delivery::audience::Audience;
 use crate::delivery::inboxes::Inboxes;
 use crate::delivery::positions::Positions;
+use crate::delivery::ring::Ring;
 use crate::delivery::rooms::Rooms;
 use crate::delivery::stored_sessions::StoredSessions;
-use crate::inbox::ai_mode::AiModes;
+use crate::inbox::entry::Entries;
 use crate::inbox::lists::Lists;
 use crate::log::accept_message::Way;
 use crate::log::pending_sends::PendingSends;
 use crate::log::publisher::Publisher;
 use crate::log::session_lookup::SessionLookup;
 use crate::presence::active::Presence;
+use crate::signals::read_marks::Reading;
+use crate::signals::typing::TypingSides;
 use crate::transport::backlog::Backlogs;
 use crate::transport::incoming::Incoming;
 
@@ -32,6 +35,8 @@ pub struct Gateway {
     pub rooms: Arc<Rooms>,
     /// What the rooms were given.
     pub positions: Arc<Positions>,
+    /// What feeds read.
+    pub ring: Arc<Ring>,
     /// The way into the log.
     pub publisher: Arc<Publisher>,
     pub lookup: Arc<SessionLookup>,
@@ -42,12 +47,16 @@ pub struct Gateway {
     pub history: History,
     /// Which sessions are active.
     pub presence: Arc<Presence>,
+    /// Who types.
+    pub typing: Arc<TypingSides>,
+    /// What was read of sessions.
+    pub reading: Arc<Reading>,
     /// The agents who hear of every session.
     pub inboxes: Arc<Inboxes>,
     /// Where lists of sessions are asked for.
     pub lists: Lists,
-    /// The way of switches to all inboxes.
-    pub ai_modes: AiModes,
+    /// How sessions look to agents.
+    pub entries: Arc<Entries>,
     /// What waits for sockets.
     pub backlogs: Arc<Backlogs>,
     /// What is kept of what clients send.

@@ -17,6 +17,12 @@ pub enum Emitted {
     NewMessage,
     /// The AI of a session was switched.
     AiModeChanged,
+    /// A side has read a session that the socket is in up to a message.
+    Read,
+    /// A side of a session that the socket is in types, or does not any more.
+    Typing,
+    /// Something was decided about a session, or, for those who asked for deltas, its entry in the lists changed.
+    SessionUpdated,
 }
 
 impl Emitted {
@@ -30,6 +36,9 @@ impl Emitted {
             Self::MessagesHistory => "messages-history",
             Self::NewMessage => "new-message",
             Self::AiModeChanged => "ai-mode-changed",
+            Self::Read => "read",
+            Self::Typing => "typing",
+            Self::SessionUpdated => "session-updated",
         }
     }
 }

@@ -16,8 +16,10 @@ pub enum ErrorCode {
     Unauthorized,
     /// The token is valid, and its role does not allow this.
     Forbidden,
-    /// Another message is stored under this `clientOffset`.
+    /// Another message is stored under this `clientOffset`, or another agent has the session.
     Conflict,
+    /// The AI of the session is switched off.
+    AiOff,
     /// Over a size limit.
     TooLarge,
     /// Too many in a time: see `retryAfterMs`.
@@ -37,6 +39,7 @@ impl ErrorCode {
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
             Self::Conflict => "conflict",
+            Self::AiOff => "ai_off",
             Self::TooLarge => "too_large",
             Self::RateLimited => "rate_limited",
             Self::Overloaded => "overloaded",
@@ -76,6 +79,21 @@ impl ClientError {
     /// What is stored says something else.
     pub fn conflict() -> Self {
         Self::new(ErrorCode::Conflict, "another message was stored under this clientOffset")
+    }
+
+    /// What an agent changes is not decided yet.
+    pub fn undecided() -> Self {
+        Self::new(ErrorCode::Unavailable, "not decided now: it may take effect later")
+    }
+
+    /// An agent has switched the AI off before.
+    pub fn ai_off() -> Self {
+        Self::new(ErrorCode::AiOff, "the AI of this session is switched off")
+    }
+
+    /// Another agent was faster.
+    pub fn claimed() -> Self {
+        Self::new(ErrorCode::Conflict, "another agent has this session")
     }
 
     /// Too many in a time; after so long it is worth another try.

@@ -4,7 +4,8 @@
 //! One message's way: [`socket::events`] takes it from a socket, [`socket::send_message`] checks it,
 //! [`log::publisher`] puts it into the log; once it is stored, [`delivery::task`] hears of it, or
 //! [`delivery::recovery`] reads it, and [`delivery::rooms`] emits it. Agents see all sessions in their
-//! [`delivery::inboxes`]; [`presence`] is who is connected, here or to another gateway.
+//! [`delivery::inboxes`]; [`presence`] is who is connected, here or to another gateway; [`signals`] is what those in a
+//! session tell each other beside the log.
 
 pub mod access;
 pub mod app;
@@ -21,6 +22,7 @@ pub mod metrics;
 pub mod presence;
 pub mod problem;
 mod run;
+pub mod signals;
 pub mod socket;
 pub mod transport;
 

@@ -41,6 +41,12 @@ pub struct Metrics {
     pub ack_failures: Counter,
     /// Sockets that are connected.
     pub sockets: Gauge,
+    /// Feeds that are read.
+    pub feeds: Gauge,
+    /// What they were told.
+    pub feed_events: Counter,
+    /// Stretches that a feed missed, and read from Postgres.
+    pub feed_gaps: Counter,
     /// TCP connections of clients.
     pub client_connections: Gauge,
     refused_connections: Labelled<Counter>,
@@ -189,6 +195,12 @@ impl Metrics {
             ack_failures: all
                 .add("ack_failures", "Answers that a socket did not take; it is cut off and comes back"),
             sockets: all.add("sockets", "Connected sockets"),
+            feeds: all.add("feeds", "Feeds of all sessions that are read"),
+            feed_events: all.add("feed_events", "Events that feeds were told"),
+            feed_gaps: all.add(
+                "feed_gaps",
+                "Stretches that a feed was not told of in time, and read from Postgres",
+            ),
             client_connections: all.add("client_connections", "TCP connections of clients"),
             refused_connections: all.add(
                 "refused_connections",

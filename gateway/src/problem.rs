@@ -3,6 +3,7 @@
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::error::{ClientError, ErrorCode};
 use crate::metrics::METRICS;
@@ -25,6 +26,9 @@ pub struct Problem {
     /// When to try again, in milliseconds; the header `Retry-After` says it in seconds, also of a 503.
     #[serde(rename = "retryAfterMs", skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// The session as it is, where another agent was faster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<Box<RawValue>>,
 }
 
 impl Problem {
@@ -37,6 +41,7 @@ impl Problem {
             detail: detail.into(),
             code: None,
             retry_after_ms: None,
+            session: None,
         }
     }
 
@@ -59,7 +64,7 @@ impl From<ClientError> for Problem {
             ErrorCode::SessionNotFound => StatusCode::NOT_FOUND,
             ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
             ErrorCode::Forbidden => StatusCode::FORBIDDEN,
-            ErrorCode::Conflict => StatusCode::CONFLICT,
+            ErrorCode::Conflict | ErrorCode::AiOff => StatusCode::CONFLICT,
             ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             ErrorCode::Overloaded | ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,

@@ -7,6 +7,7 @@ use async_nats::Client;
 use shared::lifecycle::{Stop, Tasks, until_deadline};
 use shared::log::Log;
 use shared::nats::Disturbances;
+use shared::presence::GatewayId;
 use socketioxide::SocketIo;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
@@ -18,11 +19,13 @@ use crate::db::history::History;
 use crate::db::schema;
 use crate::delivery::inboxes::Inboxes;
 use crate::delivery::missed_fates;
+use crate::delivery::rooms::Rooms;
 use crate::delivery::task::Delivery;
 use crate::http::readiness::Readiness;
 use crate::http::{ops, routes};
-use crate::inbox::ai_mode::{self, AiModes};
+use crate::inbox::entry::Entries;
 use crate::inbox::lists::{ListMaker, Lists};
+use crate::inbox::updates;
 use crate::log::guard::Guard;
 use crate::log::health::LogHealth;
 use crate::log::pending_sends::PendingSends;
@@ -32,6 +35,8 @@ use crate::log::session_lookup::SessionLookup;
 use crate::presence::active::Presence;
 use crate::presence::list_revision::ListRevision;
 use crate::presence::peers::Peers;
+use crate::signals::read_marks::Reading;
+use crate::signals::typing::TypingSides;
 use crate::transport::backlog::Backlogs;
 use crate::transport::connection_slots::ConnectionSlots;
 use crate::transport::disconnect::disconnect;
@@ -113,7 +118,8 @@ async fn start(
     let (gateway, lists) = assemble(config, &services, &log, bounds.incoming.clone(), stop);
     let positions = Arc::clone(&gateway.positions);
     let (history, nats) = (&services.history, &services.nats);
-    let delivery = Delivery::start(gateway.audience(), positions, history, nats, &log, stop);
+    let ring = Arc::clone(&gateway.ring);
+    let delivery = Delivery::start(gateway.audience(), positions, ring, history, nats, &log, stop);
     let Some(delivery) = starting.while_they_run(delivery).await? else { return Ok(None) };
     let presence = Arc::clone(&gateway.presence);
     let peers = Peers::start(presence, nats, services.disturbances.clone()).await?;
@@ -123,8 +129,10 @@ async fn start(
     let mut tasks = Tasks::default();
     tasks.spawn("the watch over the progress", progress.run(delivering.clone()));
     tasks.spawn("the delivery", delivery.run(delivering.clone()));
-    let switches = ai_mode::listen(Arc::clone(&gateway.inboxes), nats.clone(), delivering.clone());
-    tasks.spawn("what listens for switches", switches);
+    let (inboxes, entries) = (Arc::clone(&gateway.inboxes), Arc::clone(&gateway.entries));
+    tasks.spawn("what tells of sessions", updates::tell(inboxes, entries, delivering.clone()));
+    tasks.spawn("what tells who types", Arc::clone(&gateway.typing).run(delivering.clone()));
+    tasks.spawn("what tells who has read", Arc::clone(&gateway.reading).run(delivering.clone()));
     answer(&mut tasks, &gateway, &delivering);
     let backlogs = Arc::clone(&gateway.backlogs);
     tasks.spawn("the watch over what waits", backlogs.run(disconnect, delivering.clone()));
@@ -165,21 +173,32 @@ fn assemble(
     let presence = Arc::new(Presence::new(Arc::clone(&revision)));
     let inboxes = Arc::new(Inboxes::new(revision));
     let zone = config.inbox_zone.clone();
-    let (lists, maker) =
-        Lists::new(history.clone(), Arc::clone(&presence), Arc::clone(&inboxes), zone);
+    let entries = Arc::new(Entries::new(history.clone(), Arc::clone(&presence), zone));
+    let (lists, maker) = Lists::new(
+        history.clone(),
+        Arc::clone(&presence),
+        Arc::clone(&inboxes),
+        Arc::clone(&entries),
+    );
+    let rooms = Arc::<Rooms>::default();
+    let typing = TypingSides::new(nats.clone(), GatewayId::random(), Arc::clone(&rooms));
+    let reading = Reading::new(nats.clone(), Arc::clone(&rooms), Arc::clone(&inboxes));
     let gateway = Gateway {
         limits: Limits::new(config.limits.clone()),
-        rooms: Arc::default(),
+        rooms,
         positions: Arc::default(),
-        publisher: Arc::new(Publisher::new(nats.clone(), partitions, services.health.clone())),
+        ring: Arc::default(),
+        publisher: Arc::new(Publisher::new(nats, partitions, services.health.clone())),
         lookup: Arc::new(lookup),
         pending_sends: Arc::new(PendingSends::new(config.acks)),
         stored_sessions: Arc::default(),
         history,
         presence,
+        typing: Arc::new(typing),
+        reading: Arc::new(reading),
         inboxes,
         lists,
-        ai_modes: AiModes::new(nats),
+        entries,
         backlogs: Backlogs::new(config.waiting),
         incoming,
         answers: TaskTracker::new(),

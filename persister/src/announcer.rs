@@ -15,6 +15,7 @@ use shared::record::Record;
 use shared::subjects;
 use shared::timestamp::Timestamp;
 
+use crate::batch::fold::Decided;
 use crate::batch::{Batch, LogPlace, MessageRow};
 use crate::metrics::METRICS;
 use crate::store::commit::Committed;
@@ -27,6 +28,8 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 const PART_BYTES: usize = 256 * 1024;
 /// What an entry has in JSON beside the content of its message, at most.
 const ENTRY_BYTES: usize = 448;
+/// What a change has in JSON, at most.
+const CHANGE_BYTES: usize = 512;
 
 /// Announces what is committed.
 pub struct Announcer {
@@ -142,12 +145,28 @@ fn entries<'a>(
         let (fate, message) = match chats.get(&place.sequence) {
             Some(chat) => (Fate::Stored, Some(message(row, chat))),
             None if is_refused(&place) => (Fate::Refused, None),
+            None if !committed.folded.stores(row) => (Fate::AiOff, None),
             None => match committed.repeated.get(&place.sequence) {
                 Some(fate) => (*fate, None),
                 None => continue,
             },
         };
         add(place, entry(place, row.session, fate).of_message(row.new.id.as_str(), message));
+    }
+    for decided in &committed.folded.changes {
+        let Decided { place, session, id, change, is_applied } = decided;
+        let (fate, change) = match (committed.changed.contains(&place.sequence), is_applied) {
+            (true, true) => (Fate::Changed, Some(change.clone())),
+            (true, false) => (Fate::Claimed, None),
+            (false, _) => (Fate::Refused, None),
+        };
+        add(*place, entry(*place, *session, fate).of_change(id, change));
+    }
+    for row in &batch.changes {
+        if let Some(fate) = committed.folded.decided_before.get(&row.place.sequence) {
+            let entry = entry(row.place, row.session, *fate);
+            add(row.place, entry.of_change(row.new.id.as_str(), None));
+        }
     }
     for (place, session, id) in dead {
         let fate = if is_refused(place) { Fate::Refused } else { Fate::SetAside };
@@ -163,12 +182,13 @@ fn entries<'a>(
     all
 }
 
-/// The messages among what is set aside: somebody may wait for them.
+/// The messages and changes among what is set aside: somebody may wait for them.
 fn dead_messages(batch: &Batch) -> Vec<(LogPlace, SessionId, MessageId)> {
     let rejects = batch.rejects.iter().filter_map(|reject| {
         let (_, session) = subjects::parse(&reject.record.subject)?;
         match Record::decode(&reject.record.payload).ok()? {
             Record::Message(message) => Some((reject.record.place, session, message.id)),
+            Record::Change(change) => Some((reject.record.place, session, change.id)),
             Record::Session(_) | Record::Erase(_) => None,
         }
     });
@@ -183,7 +203,8 @@ fn parts<'a>(stretches: Vec<Stretch<'a, Message<'a>>>) -> Vec<Announcement<'a, M
     for Stretch { partition, epoch, mut previous, sequence, entries } in stretches {
         let mut part: Entries<'a> = Vec::new();
         for entry in entries {
-            let size = ENTRY_BYTES + entry.message.as_ref().map_or(0, |it| json_bytes(it.content));
+            let content = entry.message.as_ref().map_or(0, |it| json_bytes(it.content));
+            let size = ENTRY_BYTES + content + entry.change.as_ref().map_or(0, |_| CHANGE_BYTES);
             let last = part.last().map_or(previous, |last| last.sequence);
             if bytes > 0 && bytes + size > PART_BYTES && last < entry.sequence {
                 if !part.is_empty() {

@@ -1,7 +1,7 @@
 //! The persister: reads requests from the log in order, stores them in Postgres, announces them.
 //!
-//! One record's way: [`reader`] takes it from the log, [`batch`] decodes it with its neighbours,
-//! [`store::commit`] stores them with the offsets in one statement, [`announcer`] tells the gateways. The
+//! One record's way: [`reader`] takes it from the log, [`batch`] decodes it with its neighbours, [`batch::fold`]
+//! decides what sessions become, [`store::commit`] stores them with the offsets in one statement, [`announcer`] tells the gateways. The
 //! loop around them is [`worker`]; [`ownership`] says for which partitions it runs.
 
 pub mod announcer;
@@ -15,6 +15,7 @@ pub mod migrate;
 pub mod ops;
 pub mod ownership;
 pub mod progress;
+pub mod read_marks;
 pub mod reader;
 pub mod readiness;
 pub mod retention;

@@ -37,6 +37,10 @@ pub struct Metrics {
     pub sessions_erased: Counter,
     /// Of them, those in which nothing happened for long.
     pub sessions_pruned: Counter,
+    /// Changes of sessions that were decided.
+    pub changes_decided: Counter,
+    /// Messages of an AI behind where it was switched off.
+    pub ai_messages_refused: Counter,
     /// Records of sessions that were erased before.
     pub records_refused: Counter,
     /// Records of no partition.
@@ -103,6 +107,14 @@ impl Metrics {
             sessions_pruned: all.add(
                 "sessions_pruned",
                 "Sessions that this persister erased because nothing happened in them for RETENTION",
+            ),
+            changes_decided: all.add(
+                "changes_decided",
+                "Changes of sessions that were decided: claims, statuses, switches of the AI",
+            ),
+            ai_messages_refused: all.add(
+                "ai_messages_refused",
+                "Messages of an AI that stand behind where an agent switched it off, and were not stored",
             ),
             records_refused: all.add(
                 "records_refused",

@@ -20,7 +20,7 @@ use crate::search::keeper::SearchIndex;
 use crate::store::Store;
 use crate::store::operator::OperatorStore;
 use crate::worker::Worker;
-use crate::{migrate, ops};
+use crate::{migrate, ops, read_marks};
 
 /// Runs a persister until it is stopped: migrates, takes its share of the partitions, stores. A task that ends
 /// before ends it with an error.
@@ -79,6 +79,7 @@ async fn start(config: &Config, services: Services, stop: &Stop) -> anyhow::Resu
     let pruner = Pruner::new(sessions, owned.clone(), config.retention);
     let search_index = SearchIndex::new(&config.database, owned.clone(), config.search);
     let lag = LagWatch::new(store.clone(), nats.clone(), log.clone(), owned.clone());
+    let (marks, marking) = (store.clone(), nats.clone());
     let persister = Worker::new(store, jetstream, config.log.clone(), owned, waiting, disturbances);
     let mut tasks = Tasks::default();
     let work_stop = stop.clone();
@@ -88,6 +89,7 @@ async fn start(config: &Config, services: Services, stop: &Stop) -> anyhow::Resu
             goes_on("the leases", stop, ownership.run(stop)),
             goes_on("the storing", stop, persister.run(stop)),
             goes_on("the trimming", stop, trimmer.run(stop)),
+            goes_on("what keeps what was read", stop, read_marks::keep(marks, marking, stop)),
             goes_on("the pruning", stop, pruner.run(stop)),
             goes_on("the index of SEARCH", stop, search_index.run(stop)),
             goes_on("the watch over the lag", stop, lag.run(stop)),

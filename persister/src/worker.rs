@@ -393,8 +393,11 @@ fn set_aside(batch: &Batch, committed: &Committed) -> impl Iterator<Item = LogPl
 /// Counts what a commit stored.
 fn measure(batch: &Batch, committed: &Committed) {
     let Committed { stored, opened, reopened, refused, .. } = committed;
-    let records =
-        batch.sessions.len() + batch.messages.len() + batch.rejects.len() + batch.erasures.len();
+    let records = batch.sessions.len()
+        + batch.messages.len()
+        + batch.changes.len()
+        + batch.rejects.len()
+        + batch.erasures.len();
     METRICS.batch_records.observe(f64::from(u32::try_from(records).unwrap_or(u32::MAX)));
     let is_ours = |partition: &Partition| committed.claimed.contains(partition);
     METRICS.messages_stored.inc_by(stored.len() as u64);
@@ -411,7 +414,10 @@ fn measure(batch: &Batch, committed: &Committed) {
         METRICS.store_seconds.observe(seconds_since(place.recorded_at));
         claimed += 1;
     }
-    let new = stored.len() + opened.len() + refused.len();
+    let declined = committed.folded.refused.len();
+    METRICS.changes_decided.inc_by(committed.changed.len() as u64);
+    METRICS.ai_messages_refused.inc_by(declined as u64);
+    let new = stored.len() + opened.len() + refused.len() + declined;
     METRICS.duplicates.inc_by(u64::saturating_sub(claimed, new as u64));
 }
 

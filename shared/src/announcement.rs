@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use crate::change::Change;
 use crate::ids::SessionId;
 use crate::partition::Partition;
 use crate::subjects;
@@ -74,12 +75,15 @@ pub struct Entry<'a, M> {
     /// When the log took it, in microseconds since 1970.
     pub at: i64,
     pub fate: Fate,
-    /// Of a message: its id.
+    /// Of a message or a change: its id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<&'a str>,
     /// Of a message that is stored: as clients see it.
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     pub message: Option<M>,
+    /// Of a change that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
 }
 
 /// What became of a record.
@@ -94,8 +98,14 @@ pub enum Fate {
     Conflict,
     /// A message of a session that was erased before.
     Refused,
-    /// A message that Postgres refuses is a dead letter.
+    /// A message of an AI that stands behind where it was switched off.
+    AiOff,
+    /// A message or a change that Postgres refuses is a dead letter.
     SetAside,
+    /// A change counts, by this record or by one with its id before.
+    Changed,
+    /// A change does not count: another agent has the session.
+    Claimed,
     /// A session can be read over REST.
     Opened,
     /// A session is erased.
@@ -130,13 +140,19 @@ impl<'a, M> Entry<'a, M> {
     pub fn new(sequence: u64, session: SessionId, at: OffsetDateTime, fate: Fate) -> Self {
         let micros = at.unix_timestamp_nanos() / NANOS_PER_MICRO;
         let at = i64::try_from(micros).unwrap_or_default();
-        Self { sequence, session, at, fate, id: None, message: None }
+        Self { sequence, session, at, fate, id: None, message: None, change: None }
     }
 
     /// It is a message with this id.
     #[must_use]
     pub fn of_message(self, id: &'a str, message: Option<M>) -> Self {
         Self { id: Some(id), message, ..self }
+    }
+
+    /// It is a change with this id, and this is what it changed, if it counts by this record.
+    #[must_use]
+    pub fn of_change(self, id: &'a str, change: Option<Change>) -> Self {
+        Self { id: Some(id), change, ..self }
     }
 
     /// When the log took it; `None` if that is no time.

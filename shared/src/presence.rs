@@ -1,4 +1,4 @@
-//! What gateways tell each other: whose visitors are connected where, and what agents switch.
+//! What gateways tell each other: whose visitors are connected where.
 //!
 //! Each gateway counts the changes of the set of its own sessions. One that hears a change that does
 //! not follow the last one it knows asks for the whole set. Nothing of this is stored.
@@ -82,15 +82,6 @@ pub struct SnapshotRequest {
     pub of: Option<GatewayId>,
 }
 
-/// An agent switched the AI of a session on or off.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AiMode {
-    pub session_id: SessionId,
-    /// Whether the AI answers.
-    pub enabled: bool,
-}
-
 #[cfg(test)]
 mod tests {
     use serde::de::DeserializeOwned;
@@ -143,17 +134,5 @@ mod tests {
             &format!(r#"{{"ask":{{"of":"{GATEWAY}"}}}}"#),
         );
         says(Says::Leave, r#""gone""#);
-    }
-
-    #[test]
-    fn a_switch() {
-        let mode = AiMode { session_id: session(), enabled: true };
-        round_trips(&mode, &format!(r#"{{"sessionId":"{SESSION}","enabled":true}}"#));
-    }
-
-    #[test]
-    fn a_session_that_is_none_is_refused() {
-        let json = r#"{"sessionId":"garbage","enabled":true}"#;
-        assert!(serde_json::from_str::<AiMode>(json).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::change::Change;
 use crate::content::Content;
 use crate::ids::{ChatSessionId, MessageId, SessionId};
 use crate::message::Sender;
@@ -13,6 +14,9 @@ pub enum Record {
     /// Open a session. It stands in the log before every message of that session.
     Session(NewSession),
     Message(NewMessage),
+    /// Change something about a session that exists; it opens none. Persisters of before session changes set it
+    /// aside: see `Worker` in the migrations.
+    Change(NewChange),
     /// Erase the session and what was said in it, for good: what follows in the log is not stored.
     Erase(Erasure),
 }
@@ -40,6 +44,16 @@ pub struct NewMessage {
     /// Written by a machine.
     #[serde(rename = "isAI", default, skip_serializing_if = "std::ops::Not::not")]
     pub is_ai: bool,
+}
+
+/// The change to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NewChange {
+    /// Primary key of the change, made as that of a message; the same id counts once.
+    pub id: MessageId,
+    #[serde(flatten)]
+    pub change: Change,
 }
 
 /// The session to erase.
@@ -72,6 +86,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::change::{Agent, Assignment, Status};
 
     fn round_trips(record: &Record, json: &str) {
         assert_eq!(String::from_utf8(record.encode().unwrap()).unwrap(), json);
@@ -101,6 +116,23 @@ mod tests {
         let json =
             r#"{"message":{"id":"cm4xyz789000000000000000a","sender":"user","content":"Hello!"}}"#;
         round_trips(&Record::Message(message), json);
+    }
+
+    #[test]
+    fn a_change_record() {
+        let id = String::from("cm4xyz789000000000000000a").try_into().unwrap();
+        let agent = Agent::try_from("anna".to_owned()).unwrap();
+        let change = Change {
+            status: Some(Status::Open),
+            ai_enabled: Some(false),
+            assignment: Some(Assignment::Claim(agent)),
+        };
+        let json = r#"{"change":{"id":"cm4xyz789000000000000000a","status":"open","aiEnabled":false,"assignment":{"claim":"anna"}}}"#;
+        round_trips(&Record::Change(NewChange { id, change }), json);
+        let id = String::from("cm4xyz789000000000000000a").try_into().unwrap();
+        let change = Change { assignment: Some(Assignment::Release), ..Change::default() };
+        let json = r#"{"change":{"id":"cm4xyz789000000000000000a","assignment":"release"}}"#;
+        round_trips(&Record::Change(NewChange { id, change }), json);
     }
 
     #[test]

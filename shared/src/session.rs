@@ -1,13 +1,22 @@
 //! A session as it is stored.
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::pool::Pool;
 use crate::timestamp::Timestamp;
 
-/// A session and the extent of what is said in it, at one moment.
+/// A session, what was decided about it, and the extent of what is said in it, at one moment.
 const EXTENT: &str = r#"
-    SELECT s."id", s."sessionId", s."ip", s."userAgent", s."createdAt", said."count", said."last"
+    SELECT s."id", s."sessionId", s."ip", s."userAgent", s."createdAt", s."status", s."assignee", s."aiEnabled",
+           said."count", said."last", coalesce((
+               SELECT json_agg(json_strip_nulls(json_build_object(
+                   'status', c."status", 'aiEnabled', c."aiEnabled", 'assignee', c."assignee",
+                   'isRelease', CASE WHEN c."isRelease" THEN true END, 'isApplied', c."isApplied",
+                   'createdAt', to_char(c."createdAt", 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
+               )) ORDER BY c."createdAt", c."logSequence")
+               FROM "SessionChange" c WHERE c."chatSessionId" = s."id"
+           ), '[]')::text AS "changes"
     FROM "ChatSession" s
     CROSS JOIN LATERAL (
         SELECT count(*) AS "count", coalesce(max(m."seq"), -1) AS "last"
@@ -56,14 +65,49 @@ impl StoredSession {
     }
 }
 
+/// A session that is exported, in this order; its messages follow as the last key.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportHead<'a> {
+    #[serde(flatten)]
+    session: SessionHead<'a>,
+    status: &'a str,
+    assignee: Option<&'a str>,
+    ai_enabled: bool,
+    /// What was decided about it, oldest first.
+    changes: &'a RawValue,
+}
+
 /// A session, and what is said in it at one moment.
 #[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
 pub struct Extent {
     #[sqlx(flatten)]
     pub session: StoredSession,
+    status: String,
+    assignee: Option<String>,
+    ai_enabled: bool,
+    /// As JSON.
+    changes: String,
     pub count: i64,
     /// `seq` of the last of them; -1 without any.
     pub last: i64,
+}
+
+impl Extent {
+    /// As exports have it.
+    ///
+    /// # Errors
+    /// If Postgres did not write JSON.
+    pub fn to_head(&self) -> serde_json::Result<ExportHead<'_>> {
+        Ok(ExportHead {
+            session: self.session.to_head(),
+            status: &self.status,
+            assignee: self.assignee.as_deref(),
+            ai_enabled: self.ai_enabled,
+            changes: serde_json::from_str(&self.changes)?,
+        })
+    }
 }
 
 /// A session and the extent of what is said in it, at one moment, if it is stored.

@@ -20,8 +20,12 @@ pub const ALL_ENDED: &str = "chat.ended.*.*";
 pub const RELEASED: &str = "chat.released";
 /// What gateways tell each other about their visitors.
 pub const PRESENCE: &str = "chat.presence";
-/// An agent switched a session's AI on or off.
-pub const AI_MODE: &str = "chat.ai-mode";
+/// Who types, from gateway to gateway.
+pub const TYPING: &str = "chat.typing";
+/// What was read of sessions, from gateways to any persister.
+pub const READ_MARKS: &str = "chat.read-marks";
+/// What persisters kept of that, to all gateways.
+pub const READ_UP_TO: &str = "chat.read-up-to";
 
 /// Where a session's requests go.
 pub fn request(partition: Partition, session: SessionId) -> String {

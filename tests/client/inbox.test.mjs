@@ -13,7 +13,8 @@ import {
 const [HERE, THERE] = process.env.GATEWAY_URLS.split(",");
 /** From a visitor's coming or going until every inbox shows it. */
 const PRESENT_WITHIN = 2_000;
-const KEYS = ["sessionId", "user", "lastMessage", "timestamp", "isActive", "createdAt", "lastMessageAt"];
+const KEYS = ["sessionId", "user", "lastMessage", "timestamp", "isActive", "createdAt", "lastMessageAt",
+  "status", "assignee", "aiEnabled", "unread"];
 
 /** The admin page: refreshes its list whenever the active sessions change. */
 async function page(t, options = {}) {

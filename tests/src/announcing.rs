@@ -25,7 +25,8 @@ pub async fn say(
     let Position { epoch, sequence } = position;
     let id = message["id"].as_str().unwrap_or_default().to_owned();
     let (id, message) = (Some(id.as_str()), Some(message));
-    let entries = vec![Entry { sequence, session, at: 0, fate: Fate::Stored, id, message }];
+    let entries =
+        vec![Entry { sequence, session, at: 0, fate: Fate::Stored, id, message, change: None }];
     tell(nats, Stretch { partition, epoch, previous, sequence, entries }).await;
 }
 

@@ -20,6 +20,7 @@ export type ErrorCode =
   | "unauthorized"
   | "forbidden"
   | "conflict"
+  | "ai_off"
   | "too_large"
   | "rate_limited"
   | "overloaded"
@@ -74,7 +75,8 @@ export interface Sent {
 
 export interface MessageError extends Refusal {
   event: "init_session" | "user_message" | "admin_message" | "admin-connect" | "get-sessions" | "get-all-sessions" | "get-messages"
-    | "admin-join-session" | "admin-leave-session" | "toggle-ai-mode";
+    | "admin-join-session" | "admin-leave-session" | "toggle-ai-mode" | "claim-session" | "release-session" | "set-status"
+    | "get-session" | "mark-read" | "typing";
   sessionId: string | null;
   clientOffset: string | null;
   /** Of a message that was acked as accepted. */
@@ -91,6 +93,16 @@ export interface ListedSession {
   isActive: boolean;
   createdAt: string;
   lastMessageAt: string | null;
+  /** A visitor's message opens a closed one. */
+  status: "open" | "closed";
+  /** The agent who has claimed it. */
+  assignee: string | null;
+  /** Whether messages with `isAI: true` are stored. */
+  aiEnabled: boolean;
+  /** What the visitor said since an agent spoke or read, at most 99. */
+  unread: number;
+  /** Only of `get-session`: the ids of the messages up to which each side has read. */
+  read?: { user: string | null; admin: string | null };
 }
 
 export interface SessionsPage {
@@ -117,19 +129,38 @@ export interface AiMode extends InSession {
   enabled: boolean;
 }
 
+export interface Changed {
+  session: ListedSession;
+}
+
+export interface ClaimRefusal extends Refusal {
+  /** With `conflict`: the session as it is. */
+  session?: ListedSession;
+}
+
+export interface ReadMark extends InSession {
+  messageId: string;
+}
+
 type Ack<Answer> = (answer: Answer) => void;
 
 export interface ClientToServerEvents {
   init_session(payload: InitSession | null, ack?: Ack<Joined | NotJoined>): void;
   user_message(payload: Send, ack?: Ack<Sent | Refusal>): void;
   admin_message(payload: Send, ack?: Ack<Sent | Refusal>): void;
-  "admin-connect"(ack?: Ack<SessionsPage | Refusal>): void;
+  "admin-connect"(payload: { deltas?: boolean } | null, ack?: Ack<SessionsPage | Refusal>): void;
   "get-sessions"(ack?: Ack<SessionsPage | Refusal>): void;
   "get-all-sessions"(payload: { limit?: number; cursor?: string } | null, ack?: Ack<SessionsPage | Refusal>): void;
   "get-messages"(payload: InSession & { before?: string }, ack?: Ack<{ messages: HistoryMessage[] } | Refusal>): void;
   "admin-join-session"(payload: InSession, ack?: Ack<InSession | Refusal>): void;
   "admin-leave-session"(payload: InSession, ack?: Ack<InSession | Refusal>): void;
   "toggle-ai-mode"(payload: AiMode, ack?: Ack<AiMode | Refusal>): void;
+  "claim-session"(payload: InSession & { agent?: string }, ack?: Ack<Changed | ClaimRefusal>): void;
+  "release-session"(payload: InSession, ack?: Ack<Changed | Refusal>): void;
+  "set-status"(payload: InSession & { status: "open" | "closed" }, ack?: Ack<Changed | Refusal>): void;
+  "get-session"(payload: InSession, ack?: Ack<Changed | Refusal>): void;
+  "mark-read"(payload: ReadMark, ack?: Ack<ReadMark | Refusal>): void;
+  typing(payload: InSession & { typing: boolean }, ack?: Ack<{} | Refusal>): void;
 }
 
 export interface ServerToClientEvents {
@@ -140,4 +171,7 @@ export interface ServerToClientEvents {
   "messages-history"(messages: HistoryMessage[]): void;
   "new-message"(news: InSession & { message: string }): void;
   "ai-mode-changed"(mode: AiMode): void;
+  "session-updated"(updated: Changed): void;
+  read(mark: ReadMark & { reader: "user" | "admin" }): void;
+  typing(typing: InSession & { sender: "user" | "admin"; typing: boolean }): void;
 }

@@ -33,12 +33,14 @@ pub enum Action {
     SendAsAdmin,
     /// `admin-connect`, `get-sessions`, `get-all-sessions`.
     Inbox,
-    /// `get-messages`.
+    /// `get-messages`, `get-session`.
     ReadSession,
     /// `admin-join-session`, `admin-leave-session`.
     JoinSession,
-    /// `toggle-ai-mode`.
-    SwitchAi,
+    /// `toggle-ai-mode`, `claim-session`, `release-session`, `set-status`.
+    ChangeSession,
+    /// `mark-read`, `typing`.
+    TakePart,
     /// `GET /api/chats`.
     ListChats,
     /// `GET /api/messages`.
@@ -47,6 +49,10 @@ pub enum Action {
     ReadChat,
     /// `POST /api/chats/:sessionId/messages`.
     PostMessage,
+    /// `PATCH /api/chats/:sessionId`, `POST /api/chats/:sessionId/typing`.
+    ChangeChat,
+    /// `GET /api/events`.
+    ReadEvents,
     /// `GET /api/chats/:sessionId/export`.
     ExportChat,
     /// `DELETE /api/chats/:sessionId`.
@@ -56,17 +62,18 @@ pub enum Action {
 impl Role {
     pub fn may(self, action: Action) -> bool {
         use Action::{
-            EraseChat, ExportChat, Inbox, InitSession, JoinSession, ListChats, PostMessage,
-            ReadChat, ReadSession, SearchMessages, SendAsAdmin, SendAsUser, SwitchAi,
+            ChangeChat, ChangeSession, EraseChat, ExportChat, Inbox, InitSession, JoinSession,
+            ListChats, PostMessage, ReadChat, ReadEvents, ReadSession, SearchMessages, SendAsAdmin,
+            SendAsUser, TakePart,
         };
         match (self, action) {
             (Self::Open | Self::Admin, _)
-            | (_, InitSession | SendAsUser | ReadChat)
-            | (Self::Integrator, PostMessage) => true,
+            | (_, InitSession | SendAsUser | ReadChat | TakePart)
+            | (Self::Integrator, PostMessage | ChangeChat | ReadEvents) => true,
             (
                 Self::Visitor | Self::Integrator,
-                SendAsAdmin | ListChats | SearchMessages | PostMessage | ExportChat | EraseChat
-                | Inbox | ReadSession | JoinSession | SwitchAi,
+                SendAsAdmin | ListChats | SearchMessages | PostMessage | ChangeChat | ReadEvents
+                | ExportChat | EraseChat | Inbox | ReadSession | JoinSession | ChangeSession,
             ) => false,
         }
     }
@@ -124,13 +131,17 @@ mod tests {
     /// Role by role, in the order of [`ROLES`]; a new action does not compile until it stands here.
     fn wanted(action: Action) -> [bool; 4] {
         match action {
-            Action::InitSession | Action::SendAsUser | Action::ReadChat => [true; 4],
-            Action::PostMessage => [true, false, true, true],
+            Action::InitSession | Action::SendAsUser | Action::ReadChat | Action::TakePart => {
+                [true; 4]
+            }
+            Action::PostMessage | Action::ChangeChat | Action::ReadEvents => {
+                [true, false, true, true]
+            }
             Action::SendAsAdmin
             | Action::Inbox
             | Action::ReadSession
             | Action::JoinSession
-            | Action::SwitchAi
+            | Action::ChangeSession
             | Action::ListChats
             | Action::SearchMessages
             | Action::ExportChat
@@ -143,8 +154,9 @@ mod tests {
     #[test]
     fn every_cell_of_the_table_is_meant() {
         use Action::{
-            EraseChat, ExportChat, Inbox, InitSession, JoinSession, ListChats, PostMessage,
-            ReadChat, ReadSession, SearchMessages, SendAsAdmin, SendAsUser, SwitchAi,
+            ChangeChat, ChangeSession, EraseChat, ExportChat, Inbox, InitSession, JoinSession,
+            ListChats, PostMessage, ReadChat, ReadEvents, ReadSession, SearchMessages, SendAsAdmin,
+            SendAsUser, TakePart,
         };
         for action in [
             InitSession,
@@ -153,7 +165,10 @@ mod tests {
             Inbox,
             ReadSession,
             JoinSession,
-            SwitchAi,
+            ChangeSession,
+            TakePart,
+            ChangeChat,
+            ReadEvents,
             ListChats,
             SearchMessages,
             ReadChat,

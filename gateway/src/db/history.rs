@@ -1,9 +1,9 @@
 //! All SQL of the gateway: it only reads, from the primary, by a pool of its own.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use shared::announcement::{Epoch, Position};
+use shared::announcement::{Epoch, Fate, Position};
 use shared::database::{Database, Unusable, answered};
 use shared::ids::{SessionDigest, SessionId};
 use shared::partition::Partition;
@@ -12,8 +12,8 @@ use shared::session::{self, Extent, StoredSession};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::db::rows::{
-    CHUNK_BYTES, Cursor, Found, HistoryRow, LAST_CHARS, ListedSession, Offset, SessionMessage,
-    Snapshot, Sought, Storage, StoredMessage, Words,
+    CHUNK_BYTES, Cursor, Found, HistoryRow, LAST_CHARS, ListedSession, Offset, ReadUpTo,
+    SessionMessage, Snapshot, Sought, Storage, StoredChange, StoredMessage, Words,
 };
 
 /// What Postgres lists connections of gateways as.
@@ -154,41 +154,81 @@ const LATEST: &str = r#"
     WHERE latest."nth" = 1 OR latest."bytes" <= $4
     ORDER BY latest."seq""#;
 
-/// These sessions as inboxes list them, in this order. `LIMIT` keeps it at one look into an index per
-/// session, however many are stored.
-pub const LISTED: &str = r#"
-    SELECT s."id", s."sessionId", s."createdAt", last."lastSender", last."lastContent", last."lastAt"
-    FROM unnest($1::text[]) WITH ORDINALITY AS wanted ("sessionId", "ord")
-    CROSS JOIN LATERAL (
-        SELECT c."id", c."sessionId", c."createdAt" FROM "ChatSession" c
-        WHERE c."sessionId" = wanted."sessionId" LIMIT 1
-    ) s
-    LEFT JOIN LATERAL (
-        SELECT m."sender" AS "lastSender", substr(m."content", 1, $2) AS "lastContent", m."createdAt" AS "lastAt"
-        FROM "Message" m WHERE m."chatSessionId" = s."id" ORDER BY m."seq" DESC LIMIT 1
-    ) last ON true
-    ORDER BY wanted."ord""#;
+/// What inboxes list of a session `s`.
+const ENTRY_COLUMNS: &str = r#"
+    SELECT s."id", s."sessionId", s."createdAt", last."lastSender", last."lastContent", last."lastAt", s."status",
+           s."assignee", s."aiEnabled", waiting."unread""#;
 
-/// A page of sessions as inboxes list them, newest first; of its two limits see `SESSIONS`.
-pub const NEWEST: &str = r#"
-    SELECT s."id", s."sessionId", s."createdAt", last."lastSender", last."lastContent", last."lastAt"
+/// These sessions. `LIMIT` keeps it at one look into an index per session, however many are stored.
+const OF_THESE: &str = r#"
+    FROM unnest($2::text[]) WITH ORDINALITY AS wanted ("sessionId", "ord")
+    CROSS JOIN LATERAL (
+        SELECT c."id", c."sessionId", c."createdAt", c."status", c."assignee", c."aiEnabled", c."adminReadSeq"
+        FROM "ChatSession" c WHERE c."sessionId" = wanted."sessionId" LIMIT 1
+    ) s"#;
+
+/// A page of sessions, newest first; of its two limits see `SESSIONS`.
+const OF_NEWEST: &str = r#"
     FROM (
         SELECT n.* FROM (
-            (SELECT "id", "sessionId", "createdAt" FROM "ChatSession"
-             WHERE $1::timestamp IS NULL
+            (SELECT "id", "sessionId", "createdAt", "status", "assignee", "aiEnabled", "adminReadSeq" FROM "ChatSession"
+             WHERE $2::timestamp IS NULL
              ORDER BY "createdAt" DESC, "id" DESC LIMIT 501)
             UNION ALL
-            (SELECT "id", "sessionId", "createdAt" FROM "ChatSession"
-             WHERE ("createdAt", "id") < ($1, $2)
+            (SELECT "id", "sessionId", "createdAt", "status", "assignee", "aiEnabled", "adminReadSeq" FROM "ChatSession"
+             WHERE ("createdAt", "id") < ($2, $3)
              ORDER BY "createdAt" DESC, "id" DESC LIMIT 501)
         ) n
-        ORDER BY n."createdAt" DESC, n."id" DESC LIMIT $3
-    ) s
+        ORDER BY n."createdAt" DESC, n."id" DESC LIMIT $4
+    ) s"#;
+
+/// What was said last, and how much of it waits: only where the visitor spoke last anything is looked at, back to what
+/// somebody else said, and not beyond as many as are shown.
+const LAST_AND_UNREAD: &str = r#"
     LEFT JOIN LATERAL (
-        SELECT m."sender" AS "lastSender", substr(m."content", 1, $4) AS "lastContent", m."createdAt" AS "lastAt"
+        SELECT m."sender" AS "lastSender", substr(m."content", 1, $1) AS "lastContent", m."createdAt" AS "lastAt", m."seq"
         FROM "Message" m WHERE m."chatSessionId" = s."id" ORDER BY m."seq" DESC LIMIT 1
     ) last ON true
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS "unread" FROM (
+            SELECT count(*) FILTER (WHERE n."sender" <> 'user') OVER (
+                ORDER BY n."seq" DESC ROWS UNBOUNDED PRECEDING
+            ) AS "others"
+            FROM (
+                SELECT w."sender", w."seq" FROM "Message" w
+                WHERE last."lastSender" = 'user' AND last."seq" > coalesce(s."adminReadSeq", -1)
+                  AND w."chatSessionId" = s."id" AND w."seq" > coalesce(s."adminReadSeq", -1)
+                ORDER BY w."seq" DESC LIMIT 99
+            ) n
+        ) said
+        WHERE said."others" < 1
+    ) waiting"#;
+
+const AS_WANTED: &str = r#"
+    ORDER BY wanted."ord""#;
+
+const AS_NEWEST: &str = r#"
     ORDER BY s."createdAt" DESC, s."id" DESC"#;
+
+/// These sessions as inboxes list them, in this order.
+pub static LISTED: LazyLock<String> =
+    LazyLock::new(|| [ENTRY_COLUMNS, OF_THESE, LAST_AND_UNREAD, AS_WANTED].concat());
+
+/// A page of sessions as inboxes list them, newest first.
+pub static NEWEST: LazyLock<String> =
+    LazyLock::new(|| [ENTRY_COLUMNS, OF_NEWEST, LAST_AND_UNREAD, AS_NEWEST].concat());
+
+/// Up to which message each side has read a session.
+const READ_UP_TO: &str = r#"
+    SELECT u."id" AS "user", a."id" AS "admin"
+    FROM "ChatSession" s
+    LEFT JOIN LATERAL (
+        SELECT m."id" FROM "Message" m WHERE m."chatSessionId" = s."id" AND m."seq" = s."userReadSeq" LIMIT 1
+    ) u ON true
+    LEFT JOIN LATERAL (
+        SELECT m."id" FROM "Message" m WHERE m."chatSessionId" = s."id" AND m."seq" = s."adminReadSeq" LIMIT 1
+    ) a ON true
+    WHERE s."sessionId" = $1"#;
 
 /// Where each partition stands.
 const POSITIONS: &str = r#"SELECT "partition", "epoch", "sequence" FROM "LogPartition""#;
@@ -197,7 +237,7 @@ const POSITIONS: &str = r#"SELECT "partition", "epoch", "sequence" FROM "LogPart
 /// erased, and whether their records were set aside.
 const FATES: &str = r#"
     SELECT m."sender", m."content", m."sessionId", o."id" IS NOT NULL, z."digest" IS NOT NULL,
-           d."logSequence" IS NOT NULL
+           r."id" IS NOT NULL, g."isApplied", d."logSequence" IS NOT NULL
     FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[], $5::bigint[])
         WITH ORDINALITY AS w ("id", "sessionId", "digest", "epoch", "sequence", "ord")
     LEFT JOIN LATERAL (
@@ -211,6 +251,12 @@ const FATES: &str = r#"
     LEFT JOIN LATERAL (
         SELECT e."digest" FROM "ErasedSession" e WHERE e."digest" = w."digest" LIMIT 1
     ) z ON true
+    LEFT JOIN LATERAL (
+        SELECT n."id" FROM "RefusedMessage" n WHERE n."id" = w."id" LIMIT 1
+    ) r ON true
+    LEFT JOIN LATERAL (
+        SELECT h."isApplied" FROM "SessionChange" h WHERE h."id" = w."id" LIMIT 1
+    ) g ON true
     LEFT JOIN LATERAL (
         SELECT l."logSequence" FROM "DeadLetter" l
         WHERE l."logEpoch" = w."epoch" AND l."logSequence" = w."sequence"
@@ -249,6 +295,18 @@ const ERASED_AFTER: &str = r#"
     WHERE "logEpoch" = $1 AND "lastSequence" > $2
     ORDER BY "lastSequence" LIMIT 500"#;
 
+/// Changes that were decided after a position in the same epoch and count, in the order of the log.
+const CHANGED_AFTER: &str = r#"
+    SELECT s."sessionId", c.*
+    FROM (
+        SELECT "id", "chatSessionId", "isApplied", "status", "aiEnabled", "assignee", "isRelease", "createdAt",
+               "logSequence"
+        FROM "SessionChange" WHERE "logEpoch" = $1 AND "logSequence" > $2
+        ORDER BY "logSequence" LIMIT 500
+    ) c
+    JOIN "ChatSession" s ON s."id" = c."chatSessionId"
+    ORDER BY c."logSequence""#;
+
 /// The epoch that followed another one of a partition.
 const EPOCH_AFTER: &str = r#"
     SELECT "epoch" FROM "LogEpoch"
@@ -256,6 +314,10 @@ const EPOCH_AFTER: &str = r#"
     ORDER BY "ordinal" LIMIT 1"#;
 
 const PING: &str = "SELECT 1";
+
+/// Persisters that live and do not know the records that changes are.
+const OLDER_WORKERS: &str = r#"
+    SELECT count(*) FROM "Worker" WHERE "version" < $1 AND "aliveUntil" > now()"#;
 
 /// Whether this is a replica.
 const IS_REPLICA: &str = "SELECT pg_is_in_recovery()";
@@ -298,6 +360,12 @@ impl History {
 
     pub async fn ping(&self) -> sqlx::Result<()> {
         self.pool.execute(sqlx::query(PING)).await.map(drop)
+    }
+
+    /// How many persisters live that were built before the newest migration.
+    pub async fn older_workers(&self) -> sqlx::Result<i64> {
+        let query = sqlx::query(OLDER_WORKERS).bind(shared::SCHEMA_VERSION);
+        self.pool.fetch_one(query).await.map(|(count,)| count)
     }
 
     /// Whether this is a replica, whose answers may be of the past.
@@ -474,7 +542,7 @@ impl History {
     /// Those of these sessions that are stored, in this order, as inboxes list them.
     pub async fn listed(&self, sessions: &[SessionId]) -> sqlx::Result<Vec<ListedSession>> {
         let sessions: Vec<_> = sessions.iter().map(SessionId::to_string).collect();
-        let query = sqlx::query(LISTED).bind(sessions).bind(LAST_CHARS_READ);
+        let query = sqlx::query(LISTED.as_str()).bind(LAST_CHARS_READ).bind(sessions);
         self.pool.fetch_all(query).await
     }
 
@@ -484,12 +552,18 @@ impl History {
         after: Option<&Cursor>,
         limit: u16,
     ) -> sqlx::Result<Vec<ListedSession>> {
-        let query = sqlx::query(NEWEST)
+        let query = sqlx::query(NEWEST.as_str())
+            .bind(LAST_CHARS_READ)
             .bind(after.map(|cursor| cursor.created_at))
             .bind(after.map(|cursor| cursor.id.clone()).unwrap_or_default())
-            .bind(i64::from(limit))
-            .bind(LAST_CHARS_READ);
+            .bind(i64::from(limit));
         self.pool.fetch_all(query).await
+    }
+
+    /// Up to which message each side has read a session.
+    pub async fn read_up_to(&self, session: SessionId) -> sqlx::Result<ReadUpTo> {
+        let query = sqlx::query(READ_UP_TO).bind(session.to_string());
+        Ok(self.pool.fetch_optional(query).await?.unwrap_or_default())
     }
 
     /// Where every partition stands.
@@ -504,7 +578,8 @@ impl History {
 
     /// What became of these requests, in their order.
     pub async fn fates(&self, sought: &[&Sought]) -> sqlx::Result<Vec<Found>> {
-        type Row = (Option<String>, Option<String>, Option<String>, bool, bool, bool);
+        type Row =
+            (Option<String>, Option<String>, Option<String>, bool, bool, bool, Option<bool>, bool);
         let query = sqlx::query(FATES)
             .bind(sought.iter().map(|it| it.id.clone()).collect::<Vec<_>>())
             .bind(sought.iter().map(|it| it.session.to_string()).collect::<Vec<_>>())
@@ -512,7 +587,16 @@ impl History {
             .bind(sought.iter().map(|it| it.position.epoch.0).collect::<Vec<_>>())
             .bind(sought.iter().map(|it| it.position.sequence.cast_signed()).collect::<Vec<_>>());
         let rows: Vec<Row> = self.pool.fetch_all(query).await?;
-        let found = |(sender, content, session, is_open, is_erased, is_dead_letter): Row| Found {
+        let found = |(
+            sender,
+            content,
+            session,
+            is_open,
+            is_erased,
+            is_declined,
+            is_applied,
+            is_dead_letter,
+        ): Row| Found {
             words: sender.zip(content).zip(session).map(|((sender, content), session)| Words {
                 session,
                 sender,
@@ -520,6 +604,11 @@ impl History {
             }),
             is_open,
             is_erased,
+            decided: match is_applied {
+                Some(true) => Some(Fate::Changed),
+                Some(false) => Some(Fate::Claimed),
+                None => is_declined.then_some(Fate::AiOff),
+            },
             is_dead_letter,
         };
         Ok(rows.into_iter().map(found).collect())
@@ -565,6 +654,13 @@ impl History {
         Ok(rows.into_iter().filter_map(ended).collect())
     }
 
+    /// At most [`STRETCH`] changes that were decided after a position in the same epoch, in log order.
+    pub async fn changed_after(&self, position: Position) -> sqlx::Result<Vec<StoredChange>> {
+        let query =
+            sqlx::query(CHANGED_AFTER).bind(position.epoch.0).bind(position.sequence.cast_signed());
+        self.delivery.fetch_all(query).await
+    }
+
     /// The epoch of a partition that followed this one; `None` if it is the last, or not known here.
     pub async fn epoch_after(
         &self,
@@ -582,7 +678,7 @@ mod tests {
 
     #[test]
     fn a_stretch_is_as_long_as_its_statements_say() {
-        for statement in [STORED_AFTER, ERASED_AFTER] {
+        for statement in [STORED_AFTER, ERASED_AFTER, CHANGED_AFTER] {
             let limits: Vec<_> = statement.split("LIMIT ").skip(1).collect();
             let limit = limits[0].split_whitespace().next().unwrap();
             assert_eq!((limits.len(), limit), (1, STRETCH.to_string().as_str()));

@@ -1,5 +1,6 @@
 //! What is read from Postgres. The gateway never writes to it.
 
+pub mod events;
 pub mod history;
 pub mod rows;
 pub mod schema;

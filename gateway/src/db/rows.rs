@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use shared::announcement::{Epoch, Position};
+use serde::Serialize;
+use shared::announcement::{Epoch, Fate, Position};
+use shared::change::{Agent, Assignment, Change, Status};
 use shared::content::json_bytes;
 use shared::ids::{SessionDigest, SessionId};
 use shared::message::Message;
@@ -169,6 +171,40 @@ pub struct SessionMessage {
     pub message: StoredMessage,
 }
 
+/// A change of a session that was decided.
+#[derive(Debug, sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+pub struct StoredChange {
+    pub id: String,
+    /// Its session, as clients name it.
+    pub session_id: String,
+    /// Whether it counts.
+    pub is_applied: bool,
+    status: Option<String>,
+    ai_enabled: Option<bool>,
+    assignee: Option<String>,
+    is_release: bool,
+    log_sequence: i64,
+}
+
+impl StoredChange {
+    /// Its stream sequence.
+    pub fn sequence(&self) -> u64 {
+        self.log_sequence.cast_unsigned()
+    }
+
+    /// What it changed.
+    pub fn to_change(&self) -> Change {
+        let claim = self.assignee.clone().and_then(|agent| Agent::try_from(agent).ok());
+        let assignment = match claim {
+            Some(agent) => Some(Assignment::Claim(agent)),
+            None => self.is_release.then_some(Assignment::Release),
+        };
+        let status = self.status.as_deref().and_then(Status::parse);
+        Change { status, ai_enabled: self.ai_enabled, assignment }
+    }
+}
+
 /// Rows, and how far their partition was stored when they were read.
 #[derive(Debug)]
 pub struct Snapshot<T> {
@@ -220,6 +256,8 @@ pub struct Found {
     pub is_open: bool,
     /// Whether its session was erased.
     pub is_erased: bool,
+    /// Of a change that was decided, and of an AI's message that was refused.
+    pub decided: Option<Fate>,
     /// Whether its record was set aside.
     pub is_dead_letter: bool,
 }
@@ -257,6 +295,22 @@ pub struct ListedSession {
     pub last_content: Option<String>,
     /// When that was said.
     pub last_at: Option<Timestamp>,
+    /// `open` or `closed`.
+    pub status: String,
+    /// The agent who has claimed it.
+    pub assignee: Option<String>,
+    pub ai_enabled: bool,
+    /// What the visitor said since an agent spoke or read, at most 99.
+    pub unread: i64,
+}
+
+/// Up to which message each side has read a session.
+#[derive(Debug, Default, Serialize, sqlx::FromRow)]
+pub struct ReadUpTo {
+    /// By the visitor, if that is still stored.
+    pub user: Option<String>,
+    /// By the agents.
+    pub admin: Option<String>,
 }
 
 impl ListedSession {

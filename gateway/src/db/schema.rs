@@ -20,6 +20,11 @@ pub async fn wait(history: &History, stop: &Stop) -> anyhow::Result<Option<()>> 
             Ok(Found { is_migrated: false, .. }) => {
                 tracing::info!("waiting for a persister to migrate the database");
             }
+            Ok(Found { older_workers: 1.., .. }) => {
+                tracing::info!(
+                    "waiting for persisters of an earlier release to stop: they would set changes of sessions aside"
+                );
+            }
             Ok(Found { is_replica, .. }) => {
                 anyhow::ensure!(
                     !is_replica,
@@ -44,13 +49,13 @@ struct Found {
     unusable: Option<Unusable>,
     is_migrated: bool,
     is_replica: bool,
+    older_workers: i64,
 }
 
 /// Postgres may be away at either question.
 async fn look(history: &History) -> Result<Found, sqlx::Error> {
-    Ok(Found {
-        unusable: history.look().await?,
-        is_migrated: history.schema_version().await? >= Some(SCHEMA_VERSION),
-        is_replica: history.is_replica().await?,
-    })
+    let unusable = history.look().await?;
+    let is_migrated = history.schema_version().await? >= Some(SCHEMA_VERSION);
+    let older_workers = if is_migrated { history.older_workers().await? } else { 0 };
+    Ok(Found { unusable, is_migrated, is_replica: history.is_replica().await?, older_workers })
 }

@@ -84,9 +84,12 @@ impl Audience {
         if let Some(saved) = &entry.saved {
             return 1 + self.deliver(entry, saved) * (1 + saved.bytes() / ORDINARY_BYTES);
         }
+        if let Some(change) = &entry.change {
+            self.inboxes.decided(entry.session, change);
+        }
         if entry.fate == Fate::Opened {
             self.stored_sessions.stored(entry.session);
-            self.inboxes.changed();
+            self.inboxes.touched(entry.session);
         }
         1
     }

@@ -2,6 +2,7 @@
 
 use serde_json::value::RawValue;
 use shared::announcement::{Announcement, Entry, Fate, Position, Stretch};
+use shared::change::Change;
 use shared::ids::{MessageId, SessionId};
 use shared::partition::Partition;
 use time::OffsetDateTime;
@@ -25,10 +26,12 @@ pub struct HeardEntry {
     /// When the log took it.
     pub recorded_at: Option<OffsetDateTime>,
     pub fate: Fate,
-    /// Of a message.
+    /// Of a message or a change.
     pub id: Option<MessageId>,
     /// Of a message that is stored.
     pub saved: Option<Saved>,
+    /// Of a change that counts by this record.
+    pub change: Option<Change>,
 }
 
 /// Reads an announcement; messages are checked to be JSON, not parsed.
@@ -49,6 +52,7 @@ impl From<Stretch<'_, &RawValue>> for Heard {
                 fate: entry.fate,
                 id: entry.id.and_then(|id| MessageId::try_from(id.to_owned()).ok()),
                 saved: entry.message.map(|json| Saved::new(position, json.to_owned())),
+                change: entry.change,
             }
         };
         let entries = stretch.entries.into_iter().map(entry).collect();

@@ -1,14 +1,16 @@
-//! The inboxes: sockets of agents that hear of every session.
+//! The sockets of agents: inboxes, which hear of every session, and those who hear of nothing but what is decided.
 //!
 //! What is emitted here is queued or the socket is cut off: no agent ever holds anybody up. Lists are
 //! made by [`crate::inbox::lists`].
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
+use shared::change::Change;
 use shared::ids::SessionId;
 use shared::message::Sender;
 use socketioxide::extract::SocketRef;
@@ -16,7 +18,8 @@ use tokio::time::Instant;
 
 use crate::delivery::rooms::Saved;
 use crate::emitted::Emitted;
-use crate::presence::list_revision::ListRevision;
+
+use crate::presence::list_revision::{Agents, ListRevision};
 use crate::transport::backlog;
 use crate::transport::disconnect::disconnect;
 
@@ -31,8 +34,33 @@ pub struct Inboxes {
 
 struct Member {
     socket: SocketRef,
-    /// When it was given a list, and as of which revision.
-    given: Option<(Instant, u64)>,
+    hears: Hears,
+}
+
+/// What an agent is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hears {
+    /// What is decided about sessions.
+    Decisions,
+    /// An inbox, which is given lists: when it was given one, and as of which revision.
+    Lists(Option<(Instant, u64)>),
+    /// An inbox that asked for deltas: each session whose entry changes.
+    Deltas,
+}
+
+/// `ai-mode-changed`, and the ack of `toggle-ai-mode`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AiMode {
+    pub session_id: SessionId,
+    /// Whether the AI answers.
+    pub enabled: bool,
+}
+
+/// `session-updated`.
+#[derive(Serialize)]
+struct SessionUpdated<'a> {
+    session: &'a RawValue,
 }
 
 /// What of a saved message an inbox is told.
@@ -59,19 +87,39 @@ impl Inboxes {
     }
 
     /// From now on this socket is an inbox.
-    pub fn add(&self, socket: &SocketRef) {
-        let mut members = self.lock();
-        if members.iter().all(|member| member.socket.id != socket.id) {
-            members.push(Member { socket: socket.clone(), given: None });
-        }
-        self.revision.set_inboxes(members.len());
+    pub fn add(&self, socket: &SocketRef, deltas: bool) {
+        self.change_members(|members| {
+            let member = member_of(members, socket);
+            member.hears = match member.hears {
+                _ if deltas => Hears::Deltas,
+                Hears::Lists(given) => Hears::Lists(given),
+                Hears::Decisions | Hears::Deltas => Hears::Lists(None),
+            };
+        });
     }
 
-    /// This socket is no inbox any more.
+    /// From now on this socket is an agent's.
+    pub fn add_agent(&self, socket: &SocketRef) {
+        self.change_members(|members| {
+            member_of(members, socket);
+        });
+    }
+
+    /// This socket is gone.
     pub fn remove(&self, socket: &SocketRef) {
+        self.change_members(|members| members.retain(|member| member.socket.id != socket.id));
+    }
+
+    fn change_members<T>(&self, change: impl FnOnce(&mut Vec<Member>) -> T) -> T {
         let mut members = self.lock();
-        members.retain(|member| member.socket.id != socket.id);
-        self.revision.set_inboxes(members.len());
+        let changed = change(&mut members);
+        let count = |of: fn(&Hears) -> bool| members.iter().filter(|it| of(&it.hears)).count();
+        self.revision.set_agents(Agents {
+            lists: count(|hears| matches!(hears, Hears::Lists(_))),
+            deltas: count(|hears| matches!(hears, Hears::Deltas)),
+            all: members.len(),
+        });
+        changed
     }
 
     /// Something changed that the lists show.
@@ -79,9 +127,45 @@ impl Inboxes {
         self.revision.changed();
     }
 
+    /// Something changed that the lists show of this session.
+    pub fn touched(&self, session: SessionId) {
+        self.revision.touched(session);
+    }
+
     /// Resolves when something changed since the last time.
     pub async fn change(&self) {
         self.revision.change().await;
+    }
+
+    /// Resolves when agents have something to be told of since the last time.
+    pub async fn update(&self) {
+        self.revision.update_of_some().await;
+    }
+
+    /// What something was decided about that agents were not told of.
+    pub fn take_decided(&self) -> HashSet<SessionId> {
+        self.revision.take_decided()
+    }
+
+    /// What changed otherwise that agents were not told of.
+    pub fn take_touched(&self) -> HashSet<SessionId> {
+        self.revision.take_touched()
+    }
+
+    /// Something was decided about a session: a switch of its AI is told to every inbox at once, the rest once it
+    /// is read.
+    pub fn decided(&self, session_id: SessionId, change: &Change) {
+        self.revision.decided(session_id);
+        if let Some(enabled) = change.ai_enabled {
+            self.emit(Emitted::AiModeChanged, &AiMode { session_id, enabled });
+        }
+    }
+
+    /// Gives the entry of a session to all agents, or to those who asked for deltas.
+    pub fn updated(&self, session: &RawValue, to_all: bool) {
+        self.emit_if(Emitted::SessionUpdated, &SessionUpdated { session }, |member| {
+            to_all || member.hears == Hears::Deltas
+        });
     }
 
     pub fn revision(&self) -> u64 {
@@ -101,11 +185,13 @@ impl Inboxes {
             let due = member.due_at(revision).is_some_and(|due| due <= now);
             if due && !backlog::of(&member.socket).is_none_or(|backlog| backlog.has_room()) {
                 // It has not read the last one, and is looked at again as if it had been given this one.
-                member.given = member.given.map(|(_, known)| (now, known));
+                if let Hears::Lists(Some((at, _))) = &mut member.hears {
+                    *at = now;
+                }
                 return false;
             }
             if due {
-                member.given = Some((now, revision));
+                member.hears = Hears::Lists(Some((now, revision)));
             }
             due
         });
@@ -114,8 +200,9 @@ impl Inboxes {
     /// An inbox was given a list that it asked for.
     pub fn given(&self, socket: &SocketRef, revision: u64) {
         let mut members = self.lock();
-        if let Some(member) = members.iter_mut().find(|member| member.socket.id == socket.id) {
-            member.given = Some((Instant::now(), revision));
+        let member = members.iter_mut().find(|member| member.socket.id == socket.id);
+        if let Some(Member { hears: Hears::Lists(given), .. }) = member {
+            *given = Some((Instant::now(), revision));
         }
     }
 
@@ -124,7 +211,7 @@ impl Inboxes {
         if !self.revision.has_inboxes() {
             return;
         }
-        self.changed();
+        self.revision.touched(session_id);
         let said = serde_json::from_str::<Said<'_>>(saved.json.get());
         if let Ok(Said { sender, content }) = said
             && sender == Sender::User.as_str()
@@ -135,7 +222,7 @@ impl Inboxes {
 
     /// Emits to every inbox.
     pub fn emit<T: Serialize>(&self, event: Emitted, data: &T) {
-        self.emit_if(event, data, |_| true);
+        self.emit_if(event, data, |member| member.hears != Hears::Decisions);
     }
 
     fn emit_if<T: Serialize + ?Sized>(
@@ -145,13 +232,8 @@ impl Inboxes {
         wants: impl Fn(&mut Member) -> bool,
     ) {
         let Ok(data) = to_raw_value(data) else { return };
-        let failed: Vec<_> = {
-            let mut members = self.lock();
-            let fails = |member: &mut Member| wants(member) && !member.emit(event, &data);
-            let failed = members.extract_if(.., fails).collect();
-            self.revision.set_inboxes(members.len());
-            failed
-        };
+        let fails = |member: &mut Member| wants(member) && !member.emit(event, &data);
+        let failed: Vec<_> = self.change_members(|members| members.extract_if(.., fails).collect());
         // Not under the lock: what closes a socket takes it out of here.
         for member in failed {
             tracing::warn!(socket = %member.socket.id, "an inbox does not read, cutting it off");
@@ -167,7 +249,7 @@ impl Inboxes {
 impl Member {
     /// When it may be given a list of this revision, if it lacks it. The first list is asked for.
     fn due_at(&self, revision: u64) -> Option<Instant> {
-        let (at, known) = self.given?;
+        let Hears::Lists(Some((at, known))) = self.hears else { return None };
         (known < revision).then_some(at + LIST_GAP)
     }
 
@@ -178,4 +260,14 @@ impl Member {
         // A socket that is closed is removed by itself.
         taken || !self.socket.connected()
     }
+}
+
+/// The member whose socket this is; new ones hear of nothing but decisions.
+fn member_of<'a>(members: &'a mut Vec<Member>, socket: &SocketRef) -> &'a mut Member {
+    let place = members.iter().position(|member| member.socket.id == socket.id);
+    if place.is_none() {
+        members.push(Member { socket: socket.clone(), hears: Hears::Decisions });
+    }
+    let place = place.unwrap_or(members.len() - 1);
+    &mut members[place]
 }

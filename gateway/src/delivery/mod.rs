@@ -7,6 +7,7 @@ pub mod inboxes;
 pub mod missed_fates;
 pub mod positions;
 pub mod recovery;
+pub mod ring;
 pub mod rooms;
 pub mod stored_sessions;
 pub mod task;

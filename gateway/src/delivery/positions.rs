@@ -1,6 +1,6 @@
 //! Up to where everything was emitted.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shared::announcement::Position;
@@ -14,6 +14,11 @@ impl Positions {
     /// Where a partition stands; `None` if nothing was ever heard of it.
     pub fn of(&self, partition: Partition) -> Option<Position> {
         self.lock().get(&partition).copied()
+    }
+
+    /// Where every partition stands of which anything was heard.
+    pub fn all(&self) -> BTreeMap<Partition, Position> {
+        self.lock().iter().map(|(partition, position)| (*partition, *position)).collect()
     }
 
     /// Where every partition begins; what stood here before is forgotten.

@@ -40,6 +40,14 @@ struct Progress {
     emitted: Position,
     /// Up to here sessions were ended. It is ahead: what is left of a session that ended is not read.
     ended: Position,
+    /// Up to here agents were told what was decided about sessions; ahead too.
+    decided: Position,
+}
+
+impl Progress {
+    fn from(position: Position) -> Self {
+        Self { emitted: position, ended: position, decided: position }
+    }
 }
 
 impl Recovery {
@@ -83,7 +91,7 @@ impl Recovery {
         known: Position,
         announced: Position,
     ) -> sqlx::Result<Position> {
-        let mut progress = Progress { emitted: known, ended: known };
+        let mut progress = Progress::from(known);
         let mut is_another = false;
         loop {
             // Held until the stretch is emitted. It is never closed.
@@ -96,6 +104,7 @@ impl Recovery {
             }
             // Read later than the rows: who ended meanwhile is heard of twice.
             self.end_missing(partition, &mut progress.ended, stored).await?;
+            self.tell_decided(partition, &mut progress.decided, stored).await?;
             if let Some(last) = rows.last().and_then(|last| last.message.position()) {
                 progress.emitted = last;
             } else if let Some(next) = self.epoch_after(partition, progress.emitted, stored).await?
@@ -104,8 +113,7 @@ impl Recovery {
             } else if progress.emitted.epoch != stored.epoch && announced.epoch == stored.epoch {
                 // Postgres, restored from before our epoch, knows only another one, and all of it is
                 // news to us.
-                let begin = Position { sequence: 0, ..stored };
-                progress = Progress { emitted: begin, ended: begin };
+                progress = Progress::from(Position { sequence: 0, ..stored });
             } else {
                 return Ok(stored);
             }
@@ -126,6 +134,30 @@ impl Recovery {
             if let Some((_, last)) = ended.last() {
                 *known = *last;
                 self.audience.end_all(&ended.into_iter().map(|(digest, _)| digest).collect());
+            } else if let Some(next) = self.epoch_after(partition, *known, stored).await? {
+                *known = next;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells of everything that a partition decided about sessions after a known position, and moves that.
+    async fn tell_decided(
+        &self,
+        partition: Partition,
+        known: &mut Position,
+        stored: Position,
+    ) -> sqlx::Result<()> {
+        loop {
+            let decided = self.history.changed_after(*known).await?;
+            if let Some(last) = decided.last() {
+                known.sequence = last.sequence();
+                for change in decided.iter().filter(|change| change.is_applied) {
+                    if let Ok(session) = SessionId::parse(&change.session_id) {
+                        self.audience.inboxes.decided(session, &change.to_change());
+                    }
+                }
             } else if let Some(next) = self.epoch_after(partition, *known, stored).await? {
                 *known = next;
             } else {
@@ -163,6 +195,7 @@ impl Recovery {
                 fate: Fate::Stored,
                 id: MessageId::try_from(stored.message.id.clone()).ok(),
                 saved: Some(Saved::new(position, json)),
+                change: None,
             });
         }
         1

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use shared::announcement::Position;
 use shared::ids::SessionId;
 use socketioxide::extract::SocketRef;
+use socketioxide::socket::Sid;
 
 use crate::emitted::Emitted;
 use crate::metrics::METRICS;
@@ -218,6 +219,20 @@ impl Rooms {
             disconnect(&member.socket);
         }
         there
+    }
+
+    /// Emits something that nobody misses to everybody in the session's room but one; whoever is behind is not told.
+    pub fn tell(&self, session: SessionId, event: Emitted, data: &RawValue, but: Option<Sid>) {
+        let mut rooms = self.lock();
+        let Some(members) = rooms.get_mut(&session) else { return };
+        for member in members.iter().filter(|member| Some(member.socket.id) != but) {
+            let socket = &member.socket;
+            if backlog::of(socket).is_none_or(|backlog| backlog.has_room())
+                && backlog::takes(socket, data.get().len())
+            {
+                socket.emit(event.as_str(), data).ok();
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<Member>>> {

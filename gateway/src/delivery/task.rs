@@ -33,6 +33,7 @@ use crate::delivery::feed::Feed;
 use crate::delivery::heard::{self, Heard};
 use crate::delivery::positions::Positions;
 use crate::delivery::recovery::Recovery;
+use crate::delivery::ring::Ring;
 
 /// What may wait for a partition that is behind. At 1,000 commits a second it is that of a second and more, which a
 /// recovery that is nearly done needs.
@@ -47,6 +48,8 @@ pub struct Delivery {
     audience: Audience,
     positions: Arc<Positions>,
     feed: Feed,
+    /// For those who read everything.
+    ring: Arc<Ring>,
     ended: Subscriber,
     recovery: Recovery,
     /// Which partitions are behind, and what was announced of them meanwhile.
@@ -58,9 +61,9 @@ pub struct Delivery {
 
 /// A partition that missed something.
 struct Behind {
-    first: Heard,
+    first: Arc<Heard>,
     /// What came after that.
-    waiting: VecDeque<Heard>,
+    waiting: VecDeque<Arc<Heard>>,
     bytes: usize,
 }
 
@@ -70,6 +73,7 @@ impl Delivery {
     pub async fn start(
         audience: Audience,
         positions: Arc<Positions>,
+        ring: Arc<Ring>,
         history: &History,
         client: &Client,
         log: &Log,
@@ -88,6 +92,7 @@ impl Delivery {
                         audience,
                         positions,
                         feed,
+                        ring,
                         ended,
                         recovery,
                         behind: HashMap::new(),
@@ -151,11 +156,13 @@ impl Delivery {
             // Also where their place was passed before, and where they have none yet: it does no harm to
             // hear it twice.
             heard.ended().for_each(|session| self.audience.end(session));
+            let heard = Arc::new(heard);
+            self.ring.push(&heard);
             self.emit_or_recover(heard).await;
         }
     }
 
-    async fn emit_or_recover(&mut self, heard: Heard) {
+    async fn emit_or_recover(&mut self, heard: Arc<Heard>) {
         if let Some(behind) = self.behind.get_mut(&heard.partition) {
             behind.wait(heard);
         } else if !self.emit_next(&heard).await {
@@ -204,7 +211,7 @@ impl Delivery {
         }
         while let Some(next) = waiting.pop_front() {
             if !self.emit_next(&next).await {
-                let bytes = waiting.iter().map(Heard::bytes).sum();
+                let bytes = waiting.iter().map(|heard| heard.bytes()).sum();
                 return self.recover(Behind { first: next, waiting, bytes });
             }
         }
@@ -213,7 +220,7 @@ impl Delivery {
 
 impl Behind {
     /// Keeps the newest: what is dropped comes before them, and is read from Postgres.
-    fn wait(&mut self, heard: Heard) {
+    fn wait(&mut self, heard: Arc<Heard>) {
         self.bytes += heard.bytes();
         self.waiting.push_back(heard);
         while self.waiting.len() > WAITING_MAX || self.bytes > WAITING_BYTES_MAX {

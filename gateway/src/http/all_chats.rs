@@ -232,7 +232,7 @@ impl AllChats {
                 end_session(json);
             }
             separate(json, &mut self.first);
-            begin_session(json, &group.sessions[group.begun]);
+            begin_session(json, &group.sessions[group.begun].to_head());
             group.begun += 1;
         }
         begins

@@ -96,7 +96,8 @@ pub async fn export(
     let extent = extent.ok_or_else(ClientError::session_not_found)?;
     let mut chat = OneChat::new(&gateway.history, session_id, 0..extent.last + 1);
     chat.opening.clear();
-    begin_session(&mut chat.opening, &extent.session);
+    let head = extent.to_head().map_err(|error| sqlx::Error::Decode(error.into()))?;
+    begin_session(&mut chat.opening, &head);
     chat.closing = SESSION_END;
     chat.missing = Some(extent.count);
     chat.answer().await

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use futures_util::stream;
 use serde::Serialize;
 use shared::message::Message;
-use shared::session::StoredSession;
 
 use crate::db::history::History;
 use crate::db::rows::{CHUNK_BYTES, HistoryRow};
@@ -136,8 +135,8 @@ pub async fn long_content(history: &History, page: &[HistoryRow]) -> sqlx::Resul
 }
 
 /// Writes a session up to its messages.
-pub fn begin_session(json: &mut Vec<u8>, session: &StoredSession) {
-    write(json, &session.to_head());
+pub fn begin_session<T: Serialize>(json: &mut Vec<u8>, head: &T) {
+    write(json, head);
     // The head is an object: its brace gives way to the messages.
     json.pop();
     json.extend_from_slice(br#","messages":["#);

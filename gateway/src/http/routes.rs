@@ -8,7 +8,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, patch, post};
 use socketioxide::{ParserConfig, SocketIo};
 use tower::Layer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -19,9 +19,9 @@ use crate::access::rights::Action;
 use crate::app::Gateway;
 use crate::config::Config;
 use crate::http::readiness::Readiness;
+use crate::http::writes::{change_session, erase_session, post_message};
 use crate::http::{
-    authenticate, chats, erase_session, etag, json_stream, openapi, post_message, rate_limits,
-    search, try_page,
+    authenticate, chats, etag, feed, json_stream, openapi, rate_limits, search, try_page,
 };
 use crate::problem::Problem;
 use crate::socket::{events, handshake};
@@ -51,6 +51,14 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
             delete(erase_session::erase).route_layer(may(Action::EraseChat)),
         )
         .route(
+            "/api/chats/{session_id}",
+            patch(change_session::change).route_layer(may(Action::ChangeChat)),
+        )
+        .route(
+            "/api/chats/{session_id}/typing",
+            post(change_session::typing).route_layer(may(Action::ChangeChat)),
+        )
+        .route(
             "/api/chats/{session_id}/export",
             get(chats::export).route_layer(may(Action::ExportChat)),
         )
@@ -58,6 +66,7 @@ pub fn router(gateway: &Arc<Gateway>, readiness: Readiness) -> (Router, SocketIo
             "/api/chats/{session_id}/messages",
             post(post_message::post).route_layer(may(Action::PostMessage)),
         )
+        .route("/api/events", get(feed::events).route_layer(may(Action::ReadEvents)))
         .route("/api/messages", get(search::search).route_layer(may(Action::SearchMessages)))
         .route("/openapi.json", get(openapi::document))
         .route("/asyncapi.json", get(openapi::events))

@@ -1,14 +1,20 @@
 //! How a session looks in the lists of an inbox.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use shared::ids::SessionId;
 use shared::message::Sender;
 use shared::timestamp::Timestamp;
 
-use crate::db::rows::{LAST_CHARS, ListedSession};
+use crate::db::history::History;
+use crate::db::rows::{LAST_CHARS, ListedSession, ReadUpTo};
+use crate::presence::active::Presence;
 
 /// Characters of a session's id by which people tell visitors apart.
 const USER_CHARS: usize = 8;
@@ -55,6 +61,70 @@ pub struct Entry<'a> {
     is_active: bool,
     created_at: Timestamp,
     last_message_at: Option<Timestamp>,
+    status: &'a str,
+    assignee: Option<&'a str>,
+    ai_enabled: bool,
+    unread: i64,
+    /// Where one session is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read: Option<&'a ReadUpTo>,
+}
+
+/// Makes entries as agents see them now.
+pub struct Entries {
+    history: History,
+    presence: Arc<Presence>,
+    zone: Zone,
+}
+
+impl Entries {
+    /// For agents in this time zone.
+    pub fn new(history: History, presence: Arc<Presence>, zone: Zone) -> Self {
+        Self { history, presence, zone }
+    }
+
+    /// An array of these sessions; `None` if it cannot be written as JSON.
+    pub fn list(&self, sessions: &[ListedSession]) -> Option<Box<RawValue>> {
+        to_raw_value(&sessions.iter().map(|session| self.entry(session)).collect::<Vec<_>>()).ok()
+    }
+
+    /// Those of these sessions that are stored, one by one.
+    pub async fn of(&self, sessions: &[SessionId]) -> sqlx::Result<Vec<Box<RawValue>>> {
+        let listed = self.history.listed(sessions).await?;
+        Ok(listed.iter().filter_map(|session| to_raw_value(&self.entry(session)).ok()).collect())
+    }
+
+    /// The same by their ids.
+    pub async fn by_id(
+        &self,
+        sessions: &[SessionId],
+    ) -> sqlx::Result<HashMap<SessionId, Box<RawValue>>> {
+        let listed = self.history.listed(sessions).await?;
+        let entry = |session: &ListedSession| {
+            let id = SessionId::parse(&session.session_id).ok()?;
+            Some((id, to_raw_value(&self.entry(session)).ok()?))
+        };
+        Ok(listed.iter().filter_map(entry).collect())
+    }
+
+    /// One session, if it is stored.
+    pub async fn one(&self, session: SessionId) -> sqlx::Result<Option<Box<RawValue>>> {
+        Ok(self.of(&[session]).await?.pop())
+    }
+
+    /// One session and what was read of it, if it is stored.
+    pub async fn with_read(&self, session: SessionId) -> sqlx::Result<Option<Box<RawValue>>> {
+        let read = self.history.read_up_to(session).await?;
+        let listed = self.history.listed(&[session]).await?;
+        let whole = |it| to_raw_value(&Entry { read: Some(&read), ..self.entry(it) }).ok();
+        Ok(listed.first().and_then(whole))
+    }
+
+    fn entry<'a>(&self, session: &'a ListedSession) -> Entry<'a> {
+        let id = SessionId::parse(&session.session_id);
+        let is_active = id.is_ok_and(|id| self.presence.is_active(id));
+        Entry::new(session, is_active, &self.zone)
+    }
 }
 
 impl<'a> Entry<'a> {
@@ -69,6 +139,11 @@ impl<'a> Entry<'a> {
             is_active,
             created_at: session.created_at,
             last_message_at: session.last_at,
+            status: &session.status,
+            assignee: session.assignee.as_deref(),
+            ai_enabled: session.ai_enabled,
+            unread: session.unread,
+            read: None,
         }
     }
 }
@@ -97,6 +172,10 @@ mod tests {
             last_sender: last.map(|(sender, _)| sender.into()),
             last_content: last.map(|(_, content)| content.into()),
             last_at: last.map(|_| Timestamp::truncate(datetime!(2024-12-13 22:05:00 UTC))),
+            status: "open".into(),
+            assignee: None,
+            ai_enabled: true,
+            unread: 0,
         }
     }
 
@@ -105,9 +184,9 @@ mod tests {
     }
 
     #[test]
-    fn a_session_has_the_seven_keys_of_the_contract_in_its_order() {
+    fn a_session_has_the_keys_of_the_contract_in_its_order() {
         let json = json(&session(None), "UTC");
-        let wanted = r#"{"sessionId":"550e8400-e29b-41d4-a716-446655440000","user":"User-550e8400","lastMessage":"No messages yet","timestamp":"09:41 AM","isActive":true,"createdAt":"2024-12-13T09:41:05.999Z","lastMessageAt":null}"#;
+        let wanted = r#"{"sessionId":"550e8400-e29b-41d4-a716-446655440000","user":"User-550e8400","lastMessage":"No messages yet","timestamp":"09:41 AM","isActive":true,"createdAt":"2024-12-13T09:41:05.999Z","lastMessageAt":null,"status":"open","assignee":null,"aiEnabled":true,"unread":0}"#;
         assert_eq!(json, wanted);
     }
 

@@ -7,8 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::value::{RawValue, to_raw_value};
-use shared::ids::SessionId;
+use serde_json::value::RawValue;
 use shared::lifecycle::Stop;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -17,7 +16,7 @@ use crate::db::history::History;
 use crate::db::rows::{Cursor, ListedSession};
 use crate::delivery::inboxes::Inboxes;
 use crate::emitted::Emitted;
-use crate::inbox::entry::{Entry, Zone};
+use crate::inbox::entry::Entries;
 use crate::presence::active::Presence;
 
 /// Most sessions in `sessions-list`, and of one look into the database.
@@ -82,7 +81,7 @@ pub struct ListMaker {
     history: History,
     presence: Arc<Presence>,
     inboxes: Arc<Inboxes>,
-    zone: Zone,
+    entries: Arc<Entries>,
     requests: mpsc::Receiver<Request>,
 }
 
@@ -92,10 +91,10 @@ impl Lists {
         history: History,
         presence: Arc<Presence>,
         inboxes: Arc<Inboxes>,
-        zone: Zone,
+        entries: Arc<Entries>,
     ) -> (Self, ListMaker) {
         let (asks, requests) = mpsc::channel(ASKS_MAX);
-        (Self(asks), ListMaker { history, presence, inboxes, zone, requests })
+        (Self(asks), ListMaker { history, presence, inboxes, entries, requests })
     }
 
     /// Waits until the list is made.
@@ -159,7 +158,7 @@ impl ListMaker {
         };
         match found {
             Ok((sessions, next_cursor)) => {
-                Some(List { sessions: self.encode(&sessions)?, next_cursor, revision })
+                Some(List { sessions: self.entries.list(&sessions)?, next_cursor, revision })
             }
             Err(error) => {
                 tracing::warn!(%error, "a list of sessions cannot be read");
@@ -191,13 +190,5 @@ impl ListMaker {
         sessions.truncate(limit.into());
         let next = sessions.last().filter(|_| more).map(ListedSession::cursor);
         Ok((sessions, next))
-    }
-
-    fn encode(&self, sessions: &[ListedSession]) -> Option<Box<RawValue>> {
-        let is_active = |session: &ListedSession| {
-            SessionId::parse(&session.session_id).is_ok_and(|id| self.presence.is_active(id))
-        };
-        let entry = |session| Entry::new(session, is_active(session), &self.zone);
-        to_raw_value(&sessions.iter().map(entry).collect::<Vec<_>>()).ok()
     }
 }

@@ -1,5 +1,5 @@
 //! What agents see of all sessions: their lists, and which of them an AI answers.
 
-pub mod ai_mode;
 pub mod entry;
 pub mod lists;
+pub mod updates;

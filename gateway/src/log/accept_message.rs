@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
+use shared::change::Change;
 use shared::ids::{MessageId, SessionId};
 use shared::partition::{Partition, PartitionCount};
-use shared::record::{NewMessage, Record};
+use shared::record::{NewChange, NewMessage, Record};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::error::ClientError;
@@ -32,10 +34,11 @@ impl<'a> Acked<'a> {
     }
 }
 
-/// A message to be put into the log.
+/// A message or a change to be put into the log.
 pub struct Send {
     pub session: SessionId,
-    pub message: NewMessage,
+    pub id: MessageId,
+    pub record: Record,
     /// Whether it can be sent again under its id.
     pub has_offset: bool,
     pub deadline: Instant,
@@ -49,17 +52,31 @@ pub struct Way<'a> {
     pub partitions: PartitionCount,
 }
 
-/// Puts a message on its way into the log, if its session exists. Who waits for it is told what becomes of it.
+impl Send {
+    /// What somebody says.
+    pub fn message(session: SessionId, message: NewMessage, has_offset: bool) -> Self {
+        let (id, record) = (message.id.clone(), Record::Message(message));
+        Self { session, id, record, has_offset, deadline: Publisher::deadline() }
+    }
+
+    /// What somebody changes about a session.
+    pub fn change(session: SessionId, change: Change) -> Self {
+        let id = MessageId::random();
+        let record = Record::Change(NewChange { id: id.clone(), change });
+        Self { session, id, record, has_offset: false, deadline: Publisher::deadline() }
+    }
+}
+
+/// Puts a message or a change on its way into the log, if its session exists. Who waits for it is told what becomes of it.
 pub async fn put(way: Way<'_>, send: Send, mut waiter: Box<dyn Waiter>) {
-    let Send { session, message, has_offset, deadline } = send;
-    let id = message.id.clone();
+    let Send { session, id, record, has_offset, deadline } = send;
     let checked = match tokio::time::timeout_at(deadline, way.lookup.check(session)).await {
         Ok(Existence::Exists) => Ok(()),
         Ok(Existence::Absent) => Err(ClientError::session_not_found()),
         Ok(Existence::Unknown) => Err(ClientError::unavailable()),
         Err(_) => Err(ClientError::overloaded()),
     };
-    let encode = || Record::Message(message).encode().map_err(|_| ClientError::unavailable());
+    let encode = || record.encode().map_err(|_| ClientError::unavailable());
     let payload = match checked.and_then(|()| encode()) {
         Ok(payload) => Bytes::from(payload),
         Err(error) => return waiter.tell(Outcome::Failed(error)),
@@ -76,6 +93,24 @@ pub async fn put(way: Way<'_>, send: Send, mut waiter: Box<dyn Waiter>) {
         // The next send need not wait for the log's answer: the log keeps their order.
         Ok(publish) => drop(tokio::spawn(follow(kept, publish))),
         Err(error) => kept.failed(error),
+    }
+}
+
+/// Puts it on its way likewise, and waits for what becomes of it, or for that it is accepted.
+pub async fn outcome(way: Way<'_>, send: Send) -> Outcome {
+    let (sender, told) = oneshot::channel();
+    put(way, send, Box::new(FirstOutcome(Some(sender)))).await;
+    told.await.unwrap_or_else(|_| Outcome::Failed(ClientError::unavailable()))
+}
+
+/// Tells the one who waits of the first that it is told.
+struct FirstOutcome(Option<oneshot::Sender<Outcome>>);
+
+impl Waiter for FirstOutcome {
+    fn tell(&mut self, outcome: Outcome) {
+        if let Some(waiting) = self.0.take() {
+            waiting.send(outcome).ok();
+        }
     }
 }
 

@@ -87,6 +87,7 @@ impl Waiter for Nobody {
 /// By what it is told which send an announcement is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Key {
+    /// A change of a session too, whose id is made as that of a message.
     Message(MessageId),
     Opening(SessionId),
     Erasure(SessionId),
@@ -542,7 +543,7 @@ impl Outgoing {
                 Some(words) if self.says(words) => Some(Fate::StoredBefore),
                 Some(_) => Some(Fate::Conflict),
                 None if found.is_erased => Some(Fate::Refused),
-                None => found.is_dead_letter.then_some(Fate::SetAside),
+                None => found.decided.or(found.is_dead_letter.then_some(Fate::SetAside)),
             },
             Key::Opening(_) => (found.is_open || found.is_erased).then_some(Fate::Opened),
             Key::Erasure(_) => found.is_erased.then_some(Fate::Erased),
@@ -576,8 +577,12 @@ fn words_of(told: Told<'_>) -> Option<Words> {
 /// What a fate means for who sent the message.
 fn outcome(fate: Fate) -> Option<Outcome> {
     Some(match fate {
-        Fate::Stored | Fate::StoredBefore | Fate::Opened | Fate::Erased => Outcome::Stored,
+        Fate::Stored | Fate::StoredBefore | Fate::Opened | Fate::Erased | Fate::Changed => {
+            Outcome::Stored
+        }
         Fate::Conflict => Outcome::Failed(ClientError::conflict()),
+        Fate::Claimed => Outcome::Failed(ClientError::claimed()),
+        Fate::AiOff => Outcome::Failed(ClientError::ai_off()),
         Fate::Refused => Outcome::Failed(ClientError::session_not_found()),
         Fate::SetAside => Outcome::Failed(ClientError::new(
             ErrorCode::InvalidPayload,

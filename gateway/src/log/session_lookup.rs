@@ -1,6 +1,7 @@
 //! Which sessions exist: those that Postgres has, and those that the log tells of: the last record on their
 //! subject that can be read. "Unknown" needs both answers, and so does "known": either may say that the session
-//! was erased. A record that cannot be read says nothing: it brings no session to life, and hides none.
+//! was erased. A record that cannot be read, or only changes something, says nothing: it brings no
+//! session to life, and hides none.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -222,6 +223,8 @@ impl SessionLookup {
 fn told_by(session: SessionId, payload: &[u8]) -> Option<Found> {
     match Record::decode(payload).ok()? {
         Record::Session(_) | Record::Message(_) => Some(Found::Exists),
+        // It opens none.
+        Record::Change(_) => None,
         Record::Erase(erasure) => {
             let is_its_own = SessionId::standing_for(&erasure.session_id) == session;
             is_its_own.then_some(Found::Erased)
@@ -258,6 +261,9 @@ mod tests {
         let erase = |id: SessionId| format!(r#"{{"erase":{{"sessionId":"{id}"}}}}"#);
         assert_eq!(told(&erase(session)), Some(Found::Erased));
         assert_eq!(told(&erase(SessionId::random())), None);
+        let change = format!(r#"{{"change":{{"id":"{cuid}","status":"closed"}}}}"#);
+        assert!(Record::decode(change.as_bytes()).is_ok());
+        assert_eq!(told(&change), None);
         for payload in ["", "garbage", "{}", "null", r#"{"message":{"id":"x"}}"#, r#"{"erase":{}}"#]
         {
             assert_eq!(told(payload), None, "{payload}");

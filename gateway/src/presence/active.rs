@@ -56,7 +56,7 @@ impl Presence {
             self.unsaid.notify_one();
         }
         drop(state);
-        self.lists.changed();
+        self.lists.touched(session);
     }
 
     /// A visitor's socket is gone.
@@ -70,7 +70,7 @@ impl Presence {
             self.unsaid.notify_one();
         }
         drop(state);
-        self.lists.changed();
+        self.lists.touched(session);
     }
 
     /// Something was said in a session.
@@ -126,9 +126,7 @@ impl Presence {
             state.peer_came(peer, *session);
         }
         drop(state);
-        if came.len() + left.len() > 0 {
-            self.lists.changed();
-        }
+        came.iter().chain(left).for_each(|session| self.lists.touched(*session));
     }
 
     /// Another gateway's whole set.
@@ -142,7 +140,7 @@ impl Presence {
             state.peer_came(peer, *session);
         }
         drop(state);
-        self.lists.changed();
+        known.symmetric_difference(sessions).for_each(|session| self.lists.touched(*session));
     }
 
     /// Another gateway is gone.

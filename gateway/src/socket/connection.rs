@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use shared::ids::SessionId;
+use shared::message::Sender;
 use socketioxide::extract::SocketRef;
 use time::OffsetDateTime;
 use tokio::task::AbortHandle;
@@ -52,6 +53,7 @@ pub struct Connection {
 struct Joined {
     rooms: Vec<Room>,
     inbox: bool,
+    agent: bool,
     closed: bool,
 }
 
@@ -168,18 +170,41 @@ impl Connection {
         }
     }
 
-    /// From now on the socket is an inbox, and nobody's visitor.
-    pub fn become_inbox(&self, socket: &SocketRef) {
+    /// Whose side this socket is on: a token says so, and where nobody shows one what it has done before.
+    pub fn side(&self) -> Sender {
+        match self.caller.role {
+            Role::Admin | Role::Integrator => Sender::Admin,
+            Role::Open if self.joined().agent => Sender::Admin,
+            Role::Open | Role::Visitor => Sender::User,
+        }
+    }
+
+    /// Whether the socket is in this session.
+    pub fn is_in(&self, session: SessionId) -> bool {
+        self.joined().rooms.iter().any(|room| room.session == session)
+    }
+
+    /// From now on the socket is an agent's.
+    pub fn become_agent(&self, socket: &SocketRef) {
+        let mut joined = self.joined();
+        if !joined.closed && !std::mem::replace(&mut joined.agent, true) {
+            self.gateway.inboxes.add_agent(socket);
+        }
+    }
+
+    /// From now on the socket is an inbox, and nobody's visitor; with `deltas` it is told of each session that changes.
+    pub fn become_inbox(&self, socket: &SocketRef, deltas: bool) {
         let mut joined = self.joined();
         if joined.closed {
             return;
         }
         joined.inbox = true;
+        joined.agent = true;
         for room in &mut joined.rooms {
             self.end_visit(room);
             room.visited = false;
         }
-        self.gateway.inboxes.add(socket);
+        self.gateway.inboxes.add(socket, deltas);
     }
 
     fn end_visit(&self, room: &Room) {
@@ -192,13 +217,14 @@ impl Connection {
     pub fn close(&self, socket: &SocketRef) {
         let mut joined = self.joined();
         joined.closed = true;
-        if joined.inbox {
+        if joined.agent {
             self.gateway.inboxes.remove(socket);
         }
         for room in std::mem::take(&mut joined.rooms) {
             self.end_visit(&room);
             self.gateway.rooms.leave(room.session, socket);
         }
+        self.gateway.typing.gone(socket.id);
         self.line.close();
         self.gateway.backlogs.remove(socket);
     }

@@ -11,13 +11,14 @@ use socketioxide::socket::DisconnectReason;
 
 use crate::access::client_address;
 use crate::access::limits::{self, Excess, SocketSlot};
+use crate::access::rights::Role;
 use crate::app::Gateway;
 use crate::error::{ClientError, ErrorCode};
 use crate::socket::ack::Ack;
 use crate::socket::connection::Connection;
 use crate::socket::handshake::{self, Handshake};
 use crate::socket::payload::RawEvent;
-use crate::socket::{inbox_events, init_session, send_message};
+use crate::socket::{change_events, inbox_events, init_session, send_message, side_events};
 use crate::transport::disconnect::{self, disconnect};
 
 /// Serves the default namespace.
@@ -47,6 +48,9 @@ fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
     gateway.backlogs.add(socket, network, &backlog);
     let connection = Arc::new(Connection::new(Arc::clone(gateway), caller, network, backlog));
     let expiry = Connection::end_with_token(&connection, socket);
+    if connection.caller.role == Role::Admin {
+        connection.become_agent(socket);
+    }
     let leaving = Arc::clone(&connection);
     socket.on_fallback(move |socket: SocketRef, event: RawEvent, sender: AckSender| {
         let under_way = connection.gateway.answers.token();
@@ -69,7 +73,7 @@ fn on_connect(socket: &SocketRef, gateway: &Arc<Gateway>) {
 }
 
 /// Events whose refusal is told by `message_error` where no ack is waited for; sends tell of theirs themselves.
-const TOLD: [&str; 8] = [
+const TOLD: [&str; 14] = [
     "init_session",
     "admin-connect",
     "get-sessions",
@@ -78,6 +82,12 @@ const TOLD: [&str; 8] = [
     "admin-join-session",
     "admin-leave-session",
     "toggle-ai-mode",
+    "claim-session",
+    "release-session",
+    "set-status",
+    "get-session",
+    "mark-read",
+    "typing",
 ];
 
 fn dispatch(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
@@ -105,7 +115,13 @@ fn dispatch(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
         "get-messages" => inbox_events::on_get_messages(connection, event, ack),
         "admin-join-session" => inbox_events::on_join(connection, event, ack),
         "admin-leave-session" => inbox_events::on_leave(connection, event, ack),
-        "toggle-ai-mode" => inbox_events::on_toggle_ai_mode(connection, event, ack),
+        "get-session" => inbox_events::on_get_session(connection, event, ack),
+        "toggle-ai-mode" => change_events::on_toggle_ai_mode(connection, event, ack),
+        "mark-read" => side_events::on_mark_read(connection, event, ack),
+        "typing" => side_events::on_typing(connection, event, ack),
+        "claim-session" => change_events::on_claim(connection, event, ack),
+        "release-session" => change_events::on_release(connection, event, ack),
+        "set-status" => change_events::on_set_status(connection, event, ack),
         _ => ack.refuse(&ClientError::new(ErrorCode::InvalidPayload, "there is no such event")),
     }
 }

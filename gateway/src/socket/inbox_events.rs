@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shared::ids::SessionId;
 use shared::message::Sender;
-use shared::presence::AiMode;
 use shared::timestamp::Timestamp;
 
 use crate::access::rights::Action;
@@ -39,6 +38,16 @@ impl Fields for Page {
         &[Field::optional("limit", Kind::Number(PAGE_MAX)), Field::optional("cursor", Kind::Text)];
 }
 
+/// `admin-connect`.
+#[derive(Deserialize)]
+struct Connect {
+    deltas: Option<bool>,
+}
+
+impl Fields for Connect {
+    const FIELDS: &'static [Field] = &[Field::optional("deltas", Kind::Flag)];
+}
+
 /// What most of these events name.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -61,19 +70,6 @@ struct Read {
 impl Fields for Read {
     const FIELDS: &'static [Field] =
         &[Field::required("sessionId", Kind::Text), Field::optional("before", Kind::Text)];
-}
-
-/// `toggle-ai-mode`.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Switch {
-    session_id: String,
-    enabled: bool,
-}
-
-impl Fields for Switch {
-    const FIELDS: &'static [Field] =
-        &[Field::required("sessionId", Kind::Text), Field::required("enabled", Kind::Flag)];
 }
 
 /// The session that the socket is in, or not any more.
@@ -104,6 +100,12 @@ struct Listed<'a> {
     next_cursor: Option<String>,
 }
 
+/// The ack of `get-session`.
+#[derive(Serialize)]
+struct Shown<'a> {
+    session: &'a RawValue,
+}
+
 /// The ack of `get-messages`.
 #[derive(Serialize)]
 struct Messages<'a> {
@@ -121,15 +123,19 @@ enum Task {
     List(Wanted),
     Messages { session: SessionId, before: Option<String> },
     Join { session: SessionId, new: bool },
-    Switch(AiMode),
+    Session(SessionId),
 }
 
-/// `admin-connect`: this socket becomes an inbox, at once, and is given the active sessions.
+/// `admin-connect`: this socket becomes an inbox, at once, and is given the active sessions. With `deltas` it is told
+/// of each session that changes from there on, and is given no more lists.
 pub fn on_connect(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
     if let Err(error) = connection.caller.may(Action::Inbox) {
         return ack.refuse(&error);
     }
-    connection.become_inbox(&ack.socket);
+    // It took no payload once: whatever else comes is passed over.
+    let wanted = event.object::<Connect>().ok().flatten();
+    let deltas = wanted.and_then(|wanted| wanted.deltas).unwrap_or_default();
+    connection.become_inbox(&ack.socket, deltas);
     push(connection, event, ack, Task::List(Wanted::Active));
 }
 
@@ -167,12 +173,22 @@ pub fn on_get_messages(connection: &Arc<Connection>, event: &RawEvent, ack: Ack)
     }
 }
 
+/// `get-session`: gives the session as lists show it, and what was read of it.
+pub fn on_get_session(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
+    let named = optional::<Named>(connection, event, Action::ReadSession).and_then(named);
+    match named.and_then(|named| parse(&named.session_id)) {
+        Ok(session) => push(connection, event, ack, Task::Session(session)),
+        Err(error) => ack.refuse(&error),
+    }
+}
+
 /// `admin-join-session`: the room is joined at once, what the agent sends next must find it there.
 pub fn on_join(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
     let named = optional::<Named>(connection, event, Action::JoinSession).and_then(named);
     let session = named.and_then(|named| parse(&named.session_id));
     match session.and_then(|session| connection.room(Some(session)).map(|()| session)) {
         Ok(session) => {
+            connection.become_agent(&ack.socket);
             let new = connection.join(session, &ack.socket);
             push(connection, event, ack, Task::Join { session, new });
         }
@@ -188,20 +204,6 @@ pub fn on_leave(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
             connection.leave(session_id, &ack.socket);
             ack.send(&JoinedSession { session_id });
         }
-        Err(error) => ack.refuse(&error),
-    }
-}
-
-/// `toggle-ai-mode`: relayed to all inboxes.
-pub fn on_toggle_ai_mode(connection: &Arc<Connection>, event: &RawEvent, ack: Ack) {
-    let switch = optional::<Switch>(connection, event, Action::SwitchAi);
-    let mode = switch.and_then(|switch| {
-        let switch =
-            switch.ok_or_else(|| invalid("an object with sessionId and enabled is missing"))?;
-        Ok(AiMode { session_id: parse(&switch.session_id)?, enabled: switch.enabled })
-    });
-    match mode {
-        Ok(mode) => push(connection, event, ack, Task::Switch(mode)),
         Err(error) => ack.refuse(&error),
     }
 }
@@ -264,10 +266,7 @@ impl Waiting {
                     ack.refuse(&ClientError::session_not_found());
                 }
             },
-            Task::Switch(mode) => match switch(&connection, &mode).await {
-                Ok(()) => ack.send(&mode),
-                Err(error) => ack.refuse(&error),
-            },
+            Task::Session(session) => show(&connection, session, ack).await,
         }
     }
 
@@ -300,10 +299,15 @@ async fn list(connection: &Connection, wanted: Wanted, ack: Ack) {
     }
 }
 
-async fn switch(connection: &Connection, mode: &AiMode) -> Result<(), ClientError> {
-    match connection.gateway.lookup.check(mode.session_id).await {
-        Existence::Exists | Existence::Unknown => connection.gateway.ai_modes.switch(mode).await,
-        Existence::Absent => Err(ClientError::session_not_found()),
+/// Gives a session.
+async fn show(connection: &Connection, session: SessionId, ack: Ack) {
+    match connection.gateway.entries.with_read(session).await {
+        Ok(Some(session)) => ack.send(&Shown { session: &session }),
+        Ok(None) => ack.refuse(&ClientError::session_not_found()),
+        Err(error) => {
+            tracing::warn!(%error, "a session cannot be read");
+            ack.refuse(&ClientError::unavailable());
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What clients emit over Socket.IO: from the connection to the ack.
 
 pub mod ack;
+pub mod change_events;
 pub mod connection;
 pub mod events;
 pub mod handshake;
@@ -10,3 +11,4 @@ pub mod lane;
 pub mod line;
 pub mod payload;
 pub mod send_message;
+pub mod side_events;

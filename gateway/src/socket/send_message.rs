@@ -14,7 +14,7 @@ use crate::error::{ClientError, ErrorCode};
 use crate::fields::{Field, Fields, Kind, echo, echoes};
 use crate::log::accept_message::{self, Acked, Send};
 use crate::log::pending_sends::{Outcome, Waiter};
-use crate::log::publisher::{Publisher, SendPermit};
+use crate::log::publisher::SendPermit;
 use crate::socket::ack::{Ack, MessageError};
 use crate::socket::connection::Connection;
 use crate::socket::line::Line;
@@ -122,7 +122,7 @@ fn parse(
     };
     asked.id = Some(id.clone());
     let message = NewMessage { id, sender: asked.sender, content, is_ai: false };
-    Ok(Send { session, message, has_offset, deadline: Publisher::deadline() })
+    Ok(Send::message(session, message, has_offset))
 }
 
 impl Waiting {

@@ -69,14 +69,12 @@ async fn export(sessions: &Sessions, session_id: &str) -> anyhow::Result<()> {
 
 /// Prints what is stored of a session now. If some of it is erased before it is read, that is an error, and
 /// what was printed is no JSON.
-async fn print(
-    store: &OperatorStore,
-    Extent { session, count, last }: &Extent,
-) -> anyhow::Result<()> {
+async fn print(store: &OperatorStore, extent: &Extent) -> anyhow::Result<()> {
+    let Extent { session, count, last, .. } = extent;
     let mut out = BufWriter::new(std::io::stdout().lock());
-    let head = serde_json::to_string(&session.to_head())?;
+    let head = serde_json::to_string(&extent.to_head()?)?;
     // The head is an object: its brace gives way to the messages.
-    write!(out, r#"{},"messages":["#, head.trim_end_matches('}'))?;
+    write!(out, r#"{},"messages":["#, head.strip_suffix('}').unwrap_or(&head))?;
     let (mut after, mut missing) = (None, *count);
     loop {
         let messages = store.messages_between(&session.id, after, *last, MESSAGES_PAGE).await?;

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 
 use shared::announcement::{Epoch, Fate, Position};
+use shared::change::Assignment;
 use shared::database::answered;
 use shared::ids::{ChatSessionId, SessionId};
 use shared::partition::Partition;
@@ -12,6 +13,7 @@ use shared::timestamp::Timestamp;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::batch::fold::{Decided, Folded, fold};
 use crate::batch::{Batch, LogPlace, MessageRow, storable};
 use crate::store::errors::{is_of_class, is_passing};
 use crate::store::{Store, column, partition};
@@ -40,7 +42,20 @@ const UNIQUE_VIOLATION: &str = "23505";
 /// | `$19`-`$25` | sessions: partition, sequence, id, `sessionId`, address, browser, time | `bind_sessions` |
 /// | `$26`-`$31` | records set aside: partition, sequence, subject, bytes, reason, time | `bind_rejects` |
 /// | `$32`-`$33` | ids of sessions that their messages open: `sessionId`, id | `bind_stand_ins` |
-/// | `$34`-`$39` | erasures: partition, sequence, last sequence, time, `sessionId`, digest | `bind_erasures` |
+///
+/// those that may change something about sessions:
+///
+/// | parameters | what | bound by |
+/// |---|---|---|
+/// | `$34`-`$43` | changes: partition, sequence, id, session, whether it counts, status, AI, assignee, release, time | `bind_changes` |
+/// | `$44`-`$47` | messages of an AI that are refused: partition, id, session, time | `bind_refused` |
+/// | `$48`-`$52` | what sessions become: partition, session, status, AI, assignee | `bind_states` |
+///
+/// and those that erase:
+///
+/// | parameters | what | bound by |
+/// |---|---|---|
+/// | `$53`-`$58` | erasures: partition, sequence, last sequence, time, `sessionId`, digest | `bind_erasures` |
 ///
 /// The partitions of a batch, where each is expected to stand and where it stands then.
 const EXPECTED: &str = r#"
@@ -67,8 +82,8 @@ const CLAIMED: &str = r#", locked AS (
         RETURNING p."partition", p."epoch"
     )"#;
 
-/// Stores whatever a batch may hold but erasures.
-const STORED_ALL: &str = r#", begun AS (
+/// Sessions to open, but those that were erased.
+const BEGUN: &str = r#", begun AS (
         SELECT s.*, c."epoch", z."digest"
         FROM unnest($19::smallint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::text[],
                     $25::timestamp[])
@@ -79,13 +94,36 @@ const STORED_ALL: &str = r#", begun AS (
             SELECT e."digest" FROM "ErasedSession" e
             WHERE e."digest" = sha256(convert_to(s."sessionId", 'UTF8')) LIMIT 1
         ) z ON true
-    ), opened AS (
-        INSERT INTO "ChatSession" ("id", "sessionId", "ip", "userAgent", "createdAt")
-        SELECT "id", "sessionId", "ip", "userAgent", "createdAt" FROM begun WHERE "digest" IS NULL
+    )"#;
+
+const OPENED: &str = r#", opened AS (
+        INSERT INTO "ChatSession" ("id", "sessionId", "ip", "userAgent", "createdAt", "logEpoch", "logSequence")
+        SELECT "id", "sessionId", "ip", "userAgent", "createdAt", "epoch", "sequence" FROM begun WHERE "digest" IS NULL
         ORDER BY "ord"
         ON CONFLICT DO NOTHING
         RETURNING "id", "sessionId"
-    ), sent AS MATERIALIZED (
+    )"#;
+
+/// The same where the batch may change something about them too: no row can be inserted and updated by one statement.
+const OPENED_AS_CHANGED: &str = r#", becoming AS (
+        SELECT t.*
+        FROM unnest($48::smallint[], $49::text[], $50::text[], $51::bool[], $52::text[])
+            AS t ("partition", "sessionId", "status", "aiEnabled", "assignee")
+        JOIN claimed c ON c."partition" = t."partition"
+    ), opened AS (
+        INSERT INTO "ChatSession" ("id", "sessionId", "ip", "userAgent", "createdAt", "logEpoch", "logSequence",
+                                   "status", "aiEnabled", "assignee")
+        SELECT b."id", b."sessionId", b."ip", b."userAgent", b."createdAt", b."epoch", b."sequence",
+               coalesce(t."status", 'open'), coalesce(t."aiEnabled", true), t."assignee"
+        FROM begun b LEFT JOIN becoming t ON t."sessionId" = b."sessionId"
+        WHERE b."digest" IS NULL
+        ORDER BY b."ord"
+        ON CONFLICT DO NOTHING
+        RETURNING "id", "sessionId"
+    )"#;
+
+/// Messages, and those of sessions that are neither stored nor opened here.
+const SENT: &str = r#", sent AS MATERIALIZED (
         SELECT m.*, c."epoch", coalesce(o."id", k."id") AS "chatSessionId"
         FROM unnest($11::smallint[], $12::bigint[], $13::text[], $14::text[], $15::text[], $16::timestamp[],
                     $17::bool[], $18::text[])
@@ -103,15 +141,32 @@ const STORED_ALL: &str = r#", begun AS (
             WHERE e."digest" = sha256(convert_to(m."sessionId", 'UTF8')) LIMIT 1
         ) z ON true
         WHERE m."chatSessionId" IS NULL
-    ), reopened AS (
-        INSERT INTO "ChatSession" ("id", "sessionId", "createdAt")
-        SELECT DISTINCT ON (t."sessionId") i."id", t."sessionId", t."createdAt"
+    )"#;
+
+const REOPENED: &str = r#", reopened AS (
+        INSERT INTO "ChatSession" ("id", "sessionId", "createdAt", "logEpoch", "logSequence")
+        SELECT DISTINCT ON (t."sessionId") i."id", t."sessionId", t."createdAt", t."epoch", t."sequence"
         FROM strays t JOIN unnest($32::text[], $33::text[]) AS i ("sessionId", "id") ON i."sessionId" = t."sessionId"
         WHERE t."digest" IS NULL
         ORDER BY t."sessionId", t."ord"
         ON CONFLICT ("sessionId") DO UPDATE SET "sessionId" = EXCLUDED."sessionId"
         RETURNING "id", "sessionId"
-    ), stored AS (
+    )"#;
+
+const REOPENED_AS_CHANGED: &str = r#", reopened AS (
+        INSERT INTO "ChatSession" ("id", "sessionId", "createdAt", "logEpoch", "logSequence", "status", "aiEnabled",
+                                   "assignee")
+        SELECT DISTINCT ON (t."sessionId") i."id", t."sessionId", t."createdAt", t."epoch", t."sequence",
+               coalesce(n."status", 'open'), coalesce(n."aiEnabled", true), n."assignee"
+        FROM strays t JOIN unnest($32::text[], $33::text[]) AS i ("sessionId", "id") ON i."sessionId" = t."sessionId"
+        LEFT JOIN becoming n ON n."sessionId" = t."sessionId"
+        WHERE t."digest" IS NULL
+        ORDER BY t."sessionId", t."ord"
+        ON CONFLICT ("sessionId") DO UPDATE SET "sessionId" = EXCLUDED."sessionId"
+        RETURNING "id", "sessionId"
+    )"#;
+
+const STORED_MESSAGES: &str = r#", stored AS (
         INSERT INTO "Message" ("id", "sender", "content", "createdAt", "isAI", "chatSessionId", "logEpoch",
                                "logSequence")
         SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", coalesce(m."chatSessionId", r."id"),
@@ -121,13 +176,38 @@ const STORED_ALL: &str = r#", begun AS (
         ORDER BY m."ord"
         ON CONFLICT DO NOTHING
         RETURNING "logSequence", "chatSessionId"
-    ), filled AS (
+    )"#;
+
+/// What a late opening adds to a session that its message opened.
+const FILLED: &str = r#", filled AS (
         UPDATE "ChatSession" s
         SET "ip" = coalesce(s."ip", b."ip"), "userAgent" = coalesce(s."userAgent", b."userAgent")
         FROM begun b JOIN unnest($32::text[], $33::text[]) AS i ("sessionId", "id") ON i."sessionId" = b."sessionId"
         WHERE s."id" = i."id" AND s."sessionId" = b."sessionId" AND b."digest" IS NULL AND s."id" = ANY ($33)
             AND (s."ip" IS NULL AND b."ip" IS NOT NULL OR s."userAgent" IS NULL AND b."userAgent" IS NOT NULL)
-    ), faulty AS (
+    )"#;
+
+/// The same, and what sessions become: a row is updated once by a statement.
+const FILLED_AND_CHANGED: &str = r#", filling AS (
+        SELECT coalesce(t."sessionId", b."sessionId") AS "sessionId", b."ip", b."userAgent", t."status",
+               t."aiEnabled", t."assignee"
+        FROM becoming t FULL JOIN (
+            SELECT DISTINCT ON ("sessionId") "sessionId", "ip", "userAgent" FROM begun
+            WHERE "digest" IS NULL ORDER BY "sessionId", "ord"
+        ) b ON b."sessionId" = t."sessionId"
+    ), filled AS (
+        UPDATE "ChatSession" s
+        SET "ip" = coalesce(s."ip", n."ip"), "userAgent" = coalesce(s."userAgent", n."userAgent"),
+            "status" = coalesce(n."status", s."status"), "aiEnabled" = coalesce(n."aiEnabled", s."aiEnabled"),
+            "assignee" = CASE WHEN n."status" IS NULL THEN s."assignee" ELSE n."assignee" END
+        FROM filling n
+        WHERE s."sessionId" = n."sessionId" AND s."sessionId" = ANY (ARRAY(SELECT "sessionId" FROM filling))
+            AND (n."status" IS NOT NULL OR s."id" = ANY ($33)
+                AND (s."ip" IS NULL AND n."ip" IS NOT NULL OR s."userAgent" IS NULL AND n."userAgent" IS NOT NULL))
+    )"#;
+
+/// Records that are set aside.
+const REJECTED: &str = r#", faulty AS (
         SELECT r.*, c."epoch", z."digest"
         FROM unnest($26::smallint[], $27::bigint[], $28::text[], $29::bytea[], $30::text[], $31::timestamptz[])
             AS r ("partition", "sequence", "subject", "payload", "reason", "recordedAt")
@@ -142,10 +222,60 @@ const STORED_ALL: &str = r#", begun AS (
         FROM faulty WHERE "digest" IS NULL
         ON CONFLICT DO NOTHING
         RETURNING "logSequence"
-    ), refused AS (
+    )"#;
+
+/// Changes that are decided by this batch, and messages that are refused by them.
+const CHANGED: &str = r#", changes AS (
+        SELECT x.*, c."epoch", coalesce(o."id", r."id", k."id") AS "chatSessionId", z."digest"
+        FROM unnest($34::smallint[], $35::bigint[], $36::text[], $37::text[], $38::bool[], $39::text[], $40::bool[],
+                    $41::text[], $42::bool[], $43::timestamp[])
+            WITH ORDINALITY AS x ("partition", "sequence", "id", "sessionId", "isApplied", "status", "aiEnabled",
+                                  "assignee", "isRelease", "createdAt", "ord")
+        JOIN claimed c ON c."partition" = x."partition"
+        LEFT JOIN opened o ON o."sessionId" = x."sessionId"
+        LEFT JOIN reopened r ON r."sessionId" = x."sessionId"
+        LEFT JOIN LATERAL (
+            SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = x."sessionId" LIMIT 1
+        ) k ON true
+        LEFT JOIN LATERAL (
+            SELECT e."digest" FROM "ErasedSession" e
+            WHERE e."digest" = sha256(convert_to(x."sessionId", 'UTF8')) LIMIT 1
+        ) z ON true
+    ), changed AS (
+        INSERT INTO "SessionChange" ("id", "chatSessionId", "isApplied", "status", "aiEnabled", "assignee",
+                                     "isRelease", "createdAt", "logEpoch", "logSequence")
+        SELECT "id", "chatSessionId", "isApplied", "status", "aiEnabled", "assignee", "isRelease", "createdAt",
+               "epoch", "sequence"
+        FROM changes WHERE "chatSessionId" IS NOT NULL
+        ORDER BY "ord"
+        ON CONFLICT DO NOTHING
+        RETURNING "logSequence"
+    ), declined AS (
+        INSERT INTO "RefusedMessage" ("id", "recordedAt", "chatSessionId")
+        SELECT x."id", x."recordedAt", coalesce(o."id", r."id", k."id")
+        FROM unnest($44::smallint[], $45::text[], $46::text[], $47::timestamptz[])
+            AS x ("partition", "id", "sessionId", "recordedAt")
+        JOIN claimed c ON c."partition" = x."partition"
+        LEFT JOIN opened o ON o."sessionId" = x."sessionId"
+        LEFT JOIN reopened r ON r."sessionId" = x."sessionId"
+        LEFT JOIN LATERAL (
+            SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = x."sessionId" LIMIT 1
+        ) k ON true
+        WHERE coalesce(o."id", r."id", k."id") IS NOT NULL
+        ON CONFLICT DO NOTHING
+    )"#;
+
+/// What belongs to sessions that were erased.
+const REFUSED: &str = r#", refused AS (
         SELECT "digest", "epoch", "sequence" FROM begun WHERE "digest" IS NOT NULL
         UNION ALL SELECT "digest", "epoch", "sequence" FROM strays WHERE "digest" IS NOT NULL
-        UNION ALL SELECT "digest", "epoch", "sequence" FROM faulty WHERE "digest" IS NOT NULL
+        UNION ALL SELECT "digest", "epoch", "sequence" FROM faulty WHERE "digest" IS NOT NULL"#;
+
+const AND_CHANGES: &str = r#"
+        UNION ALL SELECT "digest", "epoch", "sequence" FROM changes
+        WHERE "chatSessionId" IS NULL AND "digest" IS NOT NULL"#;
+
+const NOTED: &str = r#"
     ), noted AS (
         UPDATE "ErasedSession" e
         SET "erasedSequence" = CASE WHEN e."logEpoch" = r."epoch" THEN e."erasedSequence" ELSE 0 END,
@@ -157,22 +287,26 @@ const STORED_ALL: &str = r#", begun AS (
         WHERE e."digest" = r."digest" AND e."digest" = ANY (ARRAY(SELECT "digest" FROM refused))
     )"#;
 
-/// Messages alone, and their sessions. Where one of them is not stored, nothing counts.
+/// Messages alone, and their sessions. Where one of them is not stored, or is closed and opens by what a visitor says,
+/// or where an AI may not speak, nothing counts.
 const EXPECTED_IF_KNOWN: &str = r#"
     WITH sent AS MATERIALIZED (
-        SELECT m.*, k."id" AS "chatSessionId"
+        SELECT m.*, k."id" AS "chatSessionId",
+               k."id" IS NOT NULL AND (k."status" <> 'closed' OR m."sender" <> 'user') AND (NOT m."isAI" OR k."aiEnabled" AND (
+                   SELECT r."id" FROM "RefusedMessage" r WHERE r."id" = m."id" LIMIT 1
+               ) IS NULL) AS "isOrdinary"
         FROM unnest($11::smallint[], $12::bigint[], $13::text[], $14::text[], $15::text[], $16::timestamp[],
                     $17::bool[], $18::text[])
             WITH ORDINALITY AS m ("partition", "sequence", "id", "sender", "content", "createdAt", "isAI",
                                   "sessionId", "ord")
         LEFT JOIN LATERAL (
-            SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = m."sessionId" LIMIT 1
+            SELECT s."id", s."status", s."aiEnabled" FROM "ChatSession" s WHERE s."sessionId" = m."sessionId" LIMIT 1
         ) k ON true
     ), expected AS (
         SELECT * FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
                              $7::timestamptz[])
             AS e ("partition", "epoch", "sequence", "first", "next", "nextAt")
-        WHERE (SELECT bool_and("chatSessionId" IS NOT NULL) FROM sent)
+        WHERE (SELECT bool_and("isOrdinary") FROM sent)
     )"#;
 
 const INSERTED: &str = r#", stored AS (
@@ -194,13 +328,14 @@ const STORED_KNOWN: &str = r#"
         coalesce((SELECT array_agg("logSequence") FROM stored), '{}') AS sequences,
         coalesce((SELECT array_agg("chatSessionId") FROM stored), '{}') AS chats,
         '{}'::text[] AS reopened,
-        '{}'::bigint[] AS refused"#;
+        '{}'::bigint[] AS refused,
+        '{}'::bigint[] AS changed"#;
 
 /// What is done besides where a batch erases sessions: their rows and dead letters go. `ANY` and `OFFSET`
 /// keep it at looks into indexes, however many rows there are.
 const ERASE: &str = r#", ending AS (
         SELECT x.*, c."epoch"
-        FROM unnest($34::smallint[], $35::bigint[], $36::bigint[], $37::timestamptz[], $38::text[], $39::bytea[])
+        FROM unnest($53::smallint[], $54::bigint[], $55::bigint[], $56::timestamptz[], $57::text[], $58::bytea[])
             AS x ("partition", "sequence", "last", "recordedAt", "sessionId", "digest")
         JOIN claimed c ON c."partition" = x."partition"
     ), erased AS (
@@ -236,7 +371,18 @@ const COMMITTED: &str = r#"
         coalesce((SELECT array_agg("logSequence") FROM stored), '{}') AS sequences,
         coalesce((SELECT array_agg("chatSessionId") FROM stored), '{}') AS chats,
         coalesce((SELECT array_agg("sessionId") FROM reopened), '{}') AS reopened,
-        coalesce((SELECT array_agg("sequence") FROM refused), '{}') AS refused"#;
+        coalesce((SELECT array_agg("sequence") FROM refused), '{}') AS refused,
+        '{}'::bigint[] AS changed"#;
+
+const COMMITTED_CHANGES: &str = r#"
+    SELECT
+        coalesce((SELECT array_agg("partition") FROM claimed), '{}') AS claimed,
+        coalesce((SELECT array_agg("sessionId") FROM opened), '{}') AS opened,
+        coalesce((SELECT array_agg("logSequence") FROM stored), '{}') AS sequences,
+        coalesce((SELECT array_agg("chatSessionId") FROM stored), '{}') AS chats,
+        coalesce((SELECT array_agg("sessionId") FROM reopened), '{}') AS reopened,
+        coalesce((SELECT array_agg("sequence") FROM refused), '{}') AS refused,
+        coalesce((SELECT array_agg("logSequence") FROM changed), '{}') AS changed"#;
 
 /// Stores a batch and moves the offsets, partition by partition all or nothing.
 ///
@@ -250,11 +396,64 @@ const COMMITTED: &str = r#"
 ///
 /// What belongs to an erased session is refused; a message is looked at for it only where its session is
 /// not stored. Of those that this batch erases nothing else is in it.
-static COMMIT: LazyLock<String> =
-    LazyLock::new(|| [EXPECTED, CLAIMED, STORED_ALL, COMMITTED].concat());
-/// The same where the batch erases sessions.
-static COMMIT_AND_ERASE: LazyLock<String> =
-    LazyLock::new(|| [EXPECTED, CLAIMED, STORED_ALL, ERASE, COMMITTED].concat());
+static COMMIT: LazyLock<String> = LazyLock::new(|| {
+    [
+        EXPECTED,
+        CLAIMED,
+        BEGUN,
+        OPENED,
+        SENT,
+        REOPENED,
+        STORED_MESSAGES,
+        FILLED,
+        REJECTED,
+        REFUSED,
+        NOTED,
+        COMMITTED,
+    ]
+    .concat()
+});
+/// The same where the batch changes something about sessions, or refuses messages.
+static COMMIT_AND_CHANGE: LazyLock<String> = LazyLock::new(|| {
+    [
+        EXPECTED,
+        CLAIMED,
+        BEGUN,
+        OPENED_AS_CHANGED,
+        SENT,
+        REOPENED_AS_CHANGED,
+        STORED_MESSAGES,
+        FILLED_AND_CHANGED,
+        REJECTED,
+        CHANGED,
+        REFUSED,
+        AND_CHANGES,
+        NOTED,
+        COMMITTED_CHANGES,
+    ]
+    .concat()
+});
+/// The same where the batch erases sessions too.
+static COMMIT_AND_ERASE: LazyLock<String> = LazyLock::new(|| {
+    [
+        EXPECTED,
+        CLAIMED,
+        BEGUN,
+        OPENED_AS_CHANGED,
+        SENT,
+        REOPENED_AS_CHANGED,
+        STORED_MESSAGES,
+        FILLED_AND_CHANGED,
+        REJECTED,
+        CHANGED,
+        REFUSED,
+        AND_CHANGES,
+        NOTED,
+        ERASE,
+        COMMITTED_CHANGES,
+    ]
+    .concat()
+});
 /// Most batches hold only messages of sessions that are stored, and would pay for all that a batch may hold:
 /// opening so many tables and indexes takes as long as storing some rows.
 static COMMIT_MESSAGES: LazyLock<String> =
@@ -300,6 +499,10 @@ pub struct Committed {
     /// Messages that were stored before, by their sequence: with the same words or with others. See
     /// [`Store::look_for_repeated`].
     pub repeated: HashMap<u64, Fate>,
+    /// What it made of sessions.
+    pub folded: Folded,
+    /// Changes that were decided by it, by their sequences.
+    pub changed: HashSet<u64>,
 }
 
 impl Store {
@@ -333,8 +536,9 @@ impl Store {
                 return Ok(committed);
             }
         }
-        let erases = !batch.erasures.is_empty();
-        self.commit_whole(batch, &expected, stream_created_at, erases).await
+        let folded = fold(batch, &self.known(batch).await?);
+        let committed = self.commit_whole(batch, &folded, &expected, stream_created_at).await?;
+        Ok(Committed { folded, ..committed })
     }
 
     /// Nearly all messages are new. Where one was not, the next are looked for: one client that resends must not have
@@ -345,7 +549,8 @@ impl Store {
         expected: &impl Fn(Partition) -> Position,
         stream_created_at: OffsetDateTime,
     ) -> sqlx::Result<Committed> {
-        let query = |sql| self.bind_commit(sql, batch, expected, stream_created_at);
+        let all = Folded::default();
+        let query = |sql| self.bind_commit(sql, batch, &all, expected, stream_created_at);
         if self.looked_for.load(Ordering::Relaxed) == 0 {
             match self.commit_row(query(&COMMIT_NEW_MESSAGES)).await {
                 Err(error) if is_of_class(&error, &[UNIQUE_VIOLATION]) => {
@@ -363,22 +568,27 @@ impl Store {
     pub async fn takes_nothing(&self, batch: &Batch) -> bool {
         let nothing = Batch::default();
         let nowhere = |_| Position { epoch: Epoch(0), sequence: 0 };
-        let erases = !batch.erasures.is_empty();
-        let created = OffsetDateTime::UNIX_EPOCH;
-        self.commit_whole(&nothing, &nowhere, created, erases).await.is_ok()
+        let query = self.bind_commit(
+            statement_of(batch, &Folded::default()),
+            &nothing,
+            &Folded::default(),
+            &nowhere,
+            OffsetDateTime::UNIX_EPOCH,
+        );
+        let query = bind_rest(query, &nothing, &Folded::default(), batch);
+        self.commit_row(query).await.is_ok()
     }
 
     async fn commit_whole(
         &self,
         batch: &Batch,
+        folded: &Folded,
         expected: &impl Fn(Partition) -> Position,
         stream_created_at: OffsetDateTime,
-        erases: bool,
     ) -> sqlx::Result<Committed> {
-        let sql: &'static str = if erases { &COMMIT_AND_ERASE } else { &COMMIT };
-        let query = self.bind_commit(sql, batch, expected, stream_created_at);
-        let query = bind_stand_ins(bind_rejects(bind_sessions(query, batch), batch), batch);
-        self.commit_row(if erases { bind_erasures(query, batch) } else { query }).await
+        let sql = statement_of(batch, folded);
+        let query = self.bind_commit(sql, batch, folded, expected, stream_created_at);
+        self.commit_row(bind_rest(query, batch, folded, batch)).await
     }
 
     /// Looks for the messages of a commit that were neither stored nor refused: whoever sent them is told
@@ -391,6 +601,7 @@ impl Store {
             committed.claimed.contains(&partition)
                 && !stored.contains(&sequence)
                 && !committed.refused.contains(&sequence)
+                && committed.folded.stores(row)
         };
         let open: Vec<_> = batch.messages.iter().filter(is_open).collect();
         if open.is_empty() {
@@ -430,6 +641,7 @@ impl Store {
         &self,
         sql: &'static str,
         batch: &Batch,
+        folded: &Folded,
         expected: &impl Fn(Partition) -> Position,
         stream_created_at: OffsetDateTime,
     ) -> Query<'static, CommitRow> {
@@ -438,7 +650,7 @@ impl Store {
             .bind(stream_created_at)
             .bind(head.map(|place| column(place.sequence)))
             .bind(head.map(|place| place.recorded_at));
-        bind_messages(query, batch)
+        bind_messages(query, batch, folded)
     }
 
     /// Commits on a connection that is kept: the pool would ask Postgres before and behind every statement
@@ -480,8 +692,34 @@ fn bind_offsets<'q, Row>(
         .bind(batch.last.values().map(|place| place.recorded_at).collect::<Vec<_>>())
 }
 
-fn bind_messages<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row> {
-    let rows = &batch.messages;
+/// The statement that stores this.
+fn statement_of(batch: &Batch, folded: &Folded) -> &'static str {
+    if !batch.erasures.is_empty() {
+        &COMMIT_AND_ERASE
+    } else if batch.changes.is_empty() && folded.is_empty() {
+        &COMMIT
+    } else {
+        &COMMIT_AND_CHANGE
+    }
+}
+
+/// Binds what the statement of `like` takes beside messages.
+fn bind_rest<'q, Row>(
+    query: Query<'q, Row>,
+    batch: &Batch,
+    folded: &Folded,
+    like: &Batch,
+) -> Query<'q, Row> {
+    let query = bind_stand_ins(bind_rejects(bind_sessions(query, batch), batch), batch);
+    if like.erasures.is_empty() && like.changes.is_empty() && folded.is_empty() {
+        return query;
+    }
+    let query = bind_states(bind_refused(bind_changes(query, folded), batch, folded), folded);
+    if like.erasures.is_empty() { query } else { bind_erasures(query, batch) }
+}
+
+fn bind_messages<'q, Row>(query: Query<'q, Row>, batch: &Batch, folded: &Folded) -> Query<'q, Row> {
+    let rows: Vec<_> = batch.messages.iter().filter(|row| folded.stores(row)).collect();
     query
         .bind(rows.iter().map(|row| row.place.partition.to_column()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| column(row.place.sequence)).collect::<Vec<_>>())
@@ -525,6 +763,47 @@ fn bind_stand_ins<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Ro
         .bind(sessions.iter().map(id).collect::<Vec<_>>())
 }
 
+fn bind_changes<'q, Row>(query: Query<'q, Row>, folded: &Folded) -> Query<'q, Row> {
+    let rows = &folded.changes;
+    let claims = |assignment: &Option<Assignment>| match assignment {
+        Some(Assignment::Claim(agent)) => Some(agent.as_str().to_owned()),
+        Some(Assignment::Release) | None => None,
+    };
+    let status = |row: &Decided| row.change.status.map(|status| status.as_str().to_owned());
+    let releases = |row: &Decided| row.change.assignment == Some(Assignment::Release);
+    query
+        .bind(rows.iter().map(|row| row.place.partition.to_column()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| column(row.place.sequence)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.id.clone()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.session.to_string()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.is_applied).collect::<Vec<_>>())
+        .bind(rows.iter().map(status).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.change.ai_enabled).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| claims(&row.change.assignment)).collect::<Vec<_>>())
+        .bind(rows.iter().map(releases).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| created_at(row.place)).collect::<Vec<_>>())
+}
+
+fn bind_refused<'q, Row>(query: Query<'q, Row>, batch: &Batch, folded: &Folded) -> Query<'q, Row> {
+    let is_refused = |row: &&MessageRow| folded.refused.contains(&row.place.sequence);
+    let rows: Vec<_> = batch.messages.iter().filter(is_refused).collect();
+    query
+        .bind(rows.iter().map(|row| row.place.partition.to_column()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.new.id.as_str().to_owned()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.session.to_string()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.place.recorded_at).collect::<Vec<_>>())
+}
+
+fn bind_states<'q, Row>(query: Query<'q, Row>, folded: &Folded) -> Query<'q, Row> {
+    let rows = &folded.states;
+    query
+        .bind(rows.values().map(|row| row.partition.to_column()).collect::<Vec<_>>())
+        .bind(rows.keys().map(SessionId::to_string).collect::<Vec<_>>())
+        .bind(rows.values().map(|row| row.state.status.as_str().to_owned()).collect::<Vec<_>>())
+        .bind(rows.values().map(|row| row.state.ai_enabled).collect::<Vec<_>>())
+        .bind(rows.values().map(|row| row.state.assignee.clone()).collect::<Vec<_>>())
+}
+
 fn bind_erasures<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row> {
     let rows = || batch.erasures.values();
     query
@@ -543,10 +822,10 @@ fn bind_erasures<'q, Row>(query: Query<'q, Row>, batch: &Batch) -> Query<'q, Row
 }
 
 /// What [`COMMIT`] selects.
-type CommitRow = (Vec<i16>, Vec<String>, Vec<i64>, Vec<String>, Vec<String>, Vec<i64>);
+type CommitRow = (Vec<i16>, Vec<String>, Vec<i64>, Vec<String>, Vec<String>, Vec<i64>, Vec<i64>);
 
 fn committed(row: CommitRow) -> Committed {
-    let (claimed, opened, sequences, chats, reopened, refused) = row;
+    let (claimed, opened, sequences, chats, reopened, refused, changed) = row;
     let sessions = |texts: Vec<String>| -> Vec<SessionId> {
         texts.iter().filter_map(|text| SessionId::parse(text).ok()).collect()
     };
@@ -559,7 +838,8 @@ fn committed(row: CommitRow) -> Committed {
         stored,
         reopened: sessions(reopened),
         refused: refused.into_iter().map(i64::cast_unsigned).collect(),
-        repeated: HashMap::new(),
+        changed: changed.into_iter().map(i64::cast_unsigned).collect(),
+        ..Committed::default()
     }
 }
 

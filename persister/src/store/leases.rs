@@ -1,5 +1,6 @@
 //! Which partitions are the worker's: leases on Postgres's clock.
 
+use shared::SCHEMA_VERSION;
 use shared::partition::Partition;
 
 use crate::store::{Store, partition};
@@ -19,7 +20,8 @@ const ALIVE: &str = r#"
     ), forgotten AS (
         DELETE FROM "Worker" WHERE "id" IN (SELECT "id" FROM silent)
     )
-    INSERT INTO "Worker" ("id", "aliveUntil") VALUES ($1, now() + $2 * interval '1 millisecond')
+    INSERT INTO "Worker" ("id", "aliveUntil", "version")
+    VALUES ($1, now() + $2 * interval '1 millisecond', $3)
     ON CONFLICT ("id") DO UPDATE SET "aliveUntil" = EXCLUDED."aliveUntil""#;
 
 /// Renews the worker's leases up to its fair share, gives up what is above it, takes what is free
@@ -85,7 +87,9 @@ pub struct Leases {
 impl Store {
     /// Renews the leases, takes and gives up partitions towards the worker's fair share.
     pub async fn share(&self) -> sqlx::Result<Leases> {
-        self.pool.execute(sqlx::query(ALIVE).bind(self.worker).bind(LEASE_MS)).await?;
+        self.pool
+            .execute(sqlx::query(ALIVE).bind(self.worker).bind(LEASE_MS).bind(SCHEMA_VERSION))
+            .await?;
         let rows: Vec<(i16, bool)> =
             self.pool.fetch_all(sqlx::query(SHARE).bind(self.worker).bind(LEASE_MS)).await?;
         let mut leases = Leases::default();

@@ -5,9 +5,11 @@ pub mod commit;
 pub mod counts;
 pub mod erasures;
 pub mod errors;
+mod known;
 pub mod leases;
 pub mod offsets;
 pub mod operator;
+pub mod read_marks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

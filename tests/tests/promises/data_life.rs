@@ -492,6 +492,8 @@ async fn an_export_is_the_session_with_its_whole_history() {
     say(&client, &short, "\"quoted\" } ü").await;
     is_stored(&stack, &short, &["\"quoted\" } ü"]).await;
     let empty = open(&client).await;
+    let claim = json!({ "sessionId": short, "agent": "anna" });
+    assert!(client.ask("claim-session", claim).await["error"].is_null());
     // An id that no gateway gives out, and more messages than are read at a time.
     let legacy_id = "visitor 7/ü";
     legacy(&stack.pool(), &[legacy_id.to_owned()], 2_345, "1 day").await;
@@ -500,7 +502,16 @@ async fn an_export_is_the_session_with_its_whole_history() {
         let (status, exported) = get(&stack, 0, &format!("/api/chats/{path}/export")).await;
         assert_eq!(status, 200);
         let chat = chats.as_array().unwrap().iter().find(|chat| chat["sessionId"] == id);
-        assert_eq!(Some(&exported), chat);
+        let mut spoken = exported.clone();
+        let spoken_of = spoken.as_object_mut().unwrap();
+        let decided = ["status", "assignee", "aiEnabled", "changes"];
+        let decided = decided.map(|key| spoken_of.remove(key).unwrap());
+        assert_eq!(Some(&spoken), chat);
+        let claims: Vec<_> =
+            decided[3].as_array().unwrap().iter().map(|it| &it["assignee"]).collect();
+        let wanted = if id == short { vec!["anna"] } else { vec![] };
+        assert_eq!(claims, wanted);
+        assert_eq!(decided[..3], [json!("open"), json!(wanted.first()), json!(true)]);
         let (_, history) = get(&stack, 0, &format!("/api/chats/{path}")).await;
         assert_eq!(exported["messages"], history);
         let printed: Value = serde_json::from_str(&prints(&stack, &["export", id]).await).unwrap();

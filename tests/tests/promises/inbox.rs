@@ -189,9 +189,9 @@ async fn a_list_costs_the_same_with_200_000_sessions_as_with_200() {
         let some = r#"SELECT "sessionId" FROM "ChatSession" ORDER BY random() LIMIT 100"#;
         let some: Vec<String> = sqlx::query_scalar(some).fetch_all(&pool).await.unwrap();
         let active =
-            Plan::of(&pool, gateway::db::history::LISTED, |query| query.bind(some).bind(51)).await;
-        let newest = Plan::of(&pool, gateway::db::history::NEWEST, |query| {
-            query.bind(None::<Timestamp>).bind("").bind(201_i64).bind(51)
+            Plan::of(&pool, &gateway::db::history::LISTED, |query| query.bind(51).bind(some)).await;
+        let newest = Plan::of(&pool, &gateway::db::history::NEWEST, |query| {
+            query.bind(51).bind(None::<Timestamp>).bind("").bind(201_i64)
         })
         .await;
         costs.push((sessions, active, newest));

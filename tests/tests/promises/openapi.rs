@@ -81,7 +81,9 @@ impl Asker<'_> {
         assert!(described.is_object(), "{method} {path} {status} is not documented");
         self.has_headers(described, &response);
         match response.status() {
-            StatusCode::NOT_MODIFIED => assert_eq!(response.text().await.unwrap(), ""),
+            StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT => {
+                assert_eq!(response.text().await.unwrap(), "");
+            }
             _ => self.has_shape(described, response).await,
         }
         self.seen.insert(format!("{method} {path} {status}"));
@@ -120,18 +122,98 @@ impl Asker<'_> {
         self.is_for_admins(SEARCH, FOUND, integrator).await;
     }
 
+    /// What a program changes about a session, and that it types.
+    async fn changes(&mut self, admin: &str, integrator: &str, session: &str) {
+        let of = |route: (&str, &str)| route.1.replace("{sessionId}", session);
+        let claim = json!({ "assignee": "me" });
+        let to = |ask: &Self, route: (&str, &str), token: &str| {
+            ask.request(route.0, &of(route)).bearer_auth(token)
+        };
+        self.expect(CHANGE, to(self, CHANGE, admin).json(&claim), 200).await;
+        self.expect(CHANGE, to(self, CHANGE, integrator).json(&claim), 409).await;
+        let released = json!({ "assignee": null });
+        self.expect(CHANGE, to(self, CHANGE, integrator).json(&released), 200).await;
+        let typing = json!({ "typing": true });
+        self.expect(TYPING, to(self, TYPING, integrator).json(&typing), 204).await;
+        for (route, body) in [(CHANGE, claim), (TYPING, typing)] {
+            self.expect(route, to(self, route, admin).json(&json!({})), 400).await;
+            self.expect(route, self.request(route.0, &of(route)).json(&body), 401).await;
+            let unknown = self.request(route.0, &route.1.replace("{sessionId}", "unknown"));
+            self.expect(route, unknown.bearer_auth(admin).json(&body), 404).await;
+            let pending = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+            let slow = to(self, route, admin).header("content-type", "application/json");
+            self.expect(route, slow.body(reqwest::Body::wrap_stream(pending)), 408).await;
+            let large = json!({ "status": "x".repeat(2_000_000) });
+            self.expect(route, to(self, route, admin).json(&large), 413).await;
+            self.expect(route, to(self, route, admin).body("{}"), 415).await;
+        }
+    }
+
+    /// As many feeds as a gateway serves, and one more.
+    async fn feeds(&mut self, integrator: &str) {
+        let get = |ask: &Self, path: &str| ask.request("GET", path);
+        self.expect(EVENTS, get(self, EVENTS.1), 401).await;
+        let feed = |ask: &Self, path| get(ask, path).bearer_auth(integrator);
+        self.expect(EVENTS, feed(self, "/api/events?after=x"), 400).await;
+        self.expect(EVENTS, feed(self, "/api/events?after=0"), 200).await;
+        let feeds = join_all((0..65).map(|_| feed(self, EVENTS.1).send())).await;
+        let is_refused = |it: &Response| it.status() == StatusCode::SERVICE_UNAVAILABLE;
+        let refused = feeds.into_iter().map(Result::unwrap).find(is_refused);
+        self.is_documented(EVENTS, refused.expect("one too many"), 503).await;
+    }
+
+    /// What a hasty client is told, where there is no index and no page.
+    async fn over_limits(&mut self) {
+        let limited = Stack::builder()
+            .gateway_env("TRY_PAGE", "off")
+            .gateway_env("LIMITS", "on")
+            .gateway_env("HTTP_MESSAGES_PER_SECOND", "1")
+            .gateway_env("HTTP_MESSAGES_BURST", "1")
+            .gateway_env("HTTP_READS_PER_SECOND", "1")
+            .gateway_env("HTTP_READS_BURST", "1");
+        let limited = limited.start().await;
+        let of = |path: &str, session| path.replace("{sessionId}", session);
+        let hasty = limited.url(&of(MESSAGES.1, "unknown"));
+        let http = limited.http();
+        self.expect_of_many(MESSAGES, || http.post(&hasty).json(&json!({ "content": "Hi!" })), 429)
+            .await;
+        for (route, body) in
+            [(CHANGE, json!({ "assignee": null })), (TYPING, json!({ "typing": true }))]
+        {
+            let hasty = limited.url(&of(route.1, "unknown"));
+            let method = Method::from_bytes(route.0.as_bytes()).unwrap();
+            let request = || http.request(method.clone(), &hasty).json(&body);
+            self.expect_of_many(route, request, 429).await;
+        }
+        // The one read that it is let.
+        self.expect(SEARCH, http.get(limited.url(FOUND)), 404).await;
+        for read in [CHATS, CHAT, EXPORT, SEARCH, EVENTS] {
+            let hasty = limited.url(&of(read.1, "unknown"));
+            self.expect_of_many(read, || http.get(&hasty), 429).await;
+        }
+
+        for (route, path) in PAGES {
+            self.expect(("GET", route), limited.http().get(limited.url(path)), 404).await;
+        }
+    }
+
     /// Nobody else is let in.
     async fn is_for_admins(&mut self, route: (&str, &str), path: &str, integrator: &str) {
         self.expect(route, self.request(route.0, path), 401).await;
         self.expect(route, self.request(route.0, path).bearer_auth(integrator), 403).await;
     }
 
-    async fn has_shape(&self, described: &Value, response: Response) {
+    async fn has_shape(&self, described: &Value, mut response: Response) {
         let kind = response.headers()["content-type"].to_str().unwrap();
         let kind = kind.split(';').next().unwrap().to_owned();
         let content = &described["content"][&kind];
         assert!(content.is_object(), "{kind}");
-        let text = response.text().await.unwrap();
+        // A feed has no end.
+        let text = if kind == "text/event-stream" {
+            String::from_utf8(response.chunk().await.unwrap().unwrap().to_vec()).unwrap()
+        } else {
+            response.text().await.unwrap()
+        };
         let body = if kind.ends_with("json") {
             serde_json::from_str(&text).unwrap()
         } else {
@@ -152,7 +234,7 @@ impl Asker<'_> {
 async fn token(role: &str) -> String {
     let gateway = tokio::task::spawn_blocking(|| tests::program("gateway")).await.unwrap();
     let mut command = tokio::process::Command::new(gateway);
-    command.args(["token", "--sub", "alice", "--ttl", "1h", "--role", role]);
+    command.args(["token", "--sub", role, "--ttl", "1h", "--role", role]);
     command.env("JWT_SECRET", SECRET).current_dir(std::env::temp_dir());
     let token = String::from_utf8(command.output().await.unwrap().stdout).unwrap();
     token.trim().to_owned()
@@ -166,6 +248,9 @@ const ERASE: (&str, &str) = ("DELETE", "/api/chats/{sessionId}");
 const EXPORT: (&str, &str) = ("GET", "/api/chats/{sessionId}/export");
 const PAGES: [(&str, &str); 3] =
     [("/", "/"), ("/agent", "/agent"), ("/page/{file}", "/page/page.css")];
+const EVENTS: (&str, &str) = ("GET", "/api/events");
+const CHANGE: (&str, &str) = ("PATCH", "/api/chats/{sessionId}");
+const TYPING: (&str, &str) = ("POST", "/api/chats/{sessionId}/typing");
 const MESSAGES: (&str, &str) = ("POST", "/api/chats/{sessionId}/messages");
 
 #[tokio::test]
@@ -228,6 +313,8 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     ask.expect(CHAT, ask.request("GET", &format!("{chat}?after=nobody")), 400).await;
     ask.expect(CHAT, ask.request("GET", &chat).bearer_auth("nonsense"), 401).await;
 
+    ask.feeds(&integrator).await;
+    ask.changes(&admin, &integrator, &session).await;
     ask.searches(&admin, &integrator).await;
     let exported = format!("{chat}/export");
     let of = |path: &str, session| path.replace("{sessionId}", session);
@@ -243,29 +330,7 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     let other = of(ERASE.1, other.as_str().unwrap());
     ask.expect(ERASE, ask.request("DELETE", &other).bearer_auth(&admin), 202).await;
 
-    let limited = Stack::builder()
-        .gateway_env("TRY_PAGE", "off")
-        .gateway_env("LIMITS", "on")
-        .gateway_env("HTTP_MESSAGES_PER_SECOND", "1")
-        .gateway_env("HTTP_MESSAGES_BURST", "1")
-        .gateway_env("HTTP_READS_PER_SECOND", "1")
-        .gateway_env("HTTP_READS_BURST", "1");
-    let limited = limited.start().await;
-    let hasty = limited.url(&of(MESSAGES.1, "unknown"));
-    let http = limited.http();
-    ask.expect_of_many(MESSAGES, || http.post(&hasty).json(&json!({ "content": "Hi!" })), 429)
-        .await;
-    // The one read that it is let.
-    ask.expect(SEARCH, http.get(limited.url(FOUND)), 404).await;
-    for read in [CHATS, CHAT, EXPORT, SEARCH] {
-        let hasty = limited.url(&of(read.1, "unknown"));
-        ask.expect_of_many(read, || http.get(&hasty), 429).await;
-    }
-
-    for (route, path) in PAGES {
-        ask.expect(("GET", route), limited.http().get(limited.url(path)), 404).await;
-    }
-
+    ask.over_limits().await;
     stack.proxies(Link::GatewayPostgres).for_each(tests::Proxy::cut);
     ask.expect(EXPORT, ask.request("GET", &exported).bearer_auth(&admin), 503).await;
     ask.expect(("GET", "/ready"), ask.request("GET", "/ready"), 503).await;
@@ -274,6 +339,11 @@ async fn every_documented_answer_is_given_and_looks_as_documented() {
     stack.proxies(Link::GatewayNats).for_each(tests::Proxy::cut);
     ask.expect(MESSAGES, answer(&ask, json!({ "content": "Hi!" })), 503).await;
     ask.expect(ERASE, ask.request("DELETE", &chat).bearer_auth(&admin), 503).await;
+    let release = ask.request("PATCH", &chat).bearer_auth(&admin);
+    ask.expect(CHANGE, release.json(&json!({ "assignee": null })), 503).await;
+    let unsure = TYPING.1.replace("{sessionId}", "550e8400-e29b-41d4-a716-446655440000");
+    let types = ask.request("POST", &unsure).bearer_auth(&admin);
+    ask.expect(TYPING, types.json(&json!({ "typing": true })), 503).await;
 
     let mut missing = documented();
     missing.retain(|one| !ask.seen.contains(one));

@@ -20,9 +20,11 @@ use persister::store::operator::OperatorStore;
 use serde_json::{Value, json};
 use shared::announcement::{Epoch, Position};
 use shared::database::Database;
-use shared::ids::SessionId;
+use shared::ids::{MessageId, SessionId};
 use shared::lifecycle::Stop;
+use shared::message::Sender;
 use shared::partition::{Partition, PartitionCount};
+use shared::reading::ReadMark;
 use shared::record::Record;
 use shared::subjects;
 use sqlx::types::Uuid;
@@ -42,7 +44,10 @@ const TO_ERASE: u64 = 12_000;
 /// a persister is as long.
 const PAGE: f64 = 501.0;
 /// Where it is another number, and why.
-const OTHER_PAGES: [(&str, f64); 10] = [
+const OTHER_PAGES: [(&str, f64); 13] = [
+    // Of each session as many messages are counted as are shown.
+    ("LISTED", 99.0 * 501.0),
+    ("NEWEST", 99.0 * 501.0),
     // Pages of histories.
     ("MESSAGES", 1_001.0),
     ("LAST_MESSAGES", 1_001.0),
@@ -58,11 +63,13 @@ const OTHER_PAGES: [(&str, f64); 10] = [
     ("DEAD_LETTER_COUNT", f64::MAX),
     // Each message of a batch is compared with each session that the batch opens, whatever is stored.
     ("COMMIT", 250_000.0),
+    ("COMMIT_AND_CHANGE", 250_000.0),
     // What it deletes, thinned out before.
     ("COMMIT_AND_ERASE", 10_000.0),
 ];
 /// Tables that grow with what is said.
-const BIG: [&str; 3] = ["Message", "ChatSession", "ErasedSession"];
+const BIG: [&str; 5] =
+    ["Message", "ChatSession", "ErasedSession", "SessionChange", "RefusedMessage"];
 
 /// A million messages through a gateway that was not optimised, on a busy machine.
 const RECOVERS_WITHIN: Duration = Duration::from_mins(10);
@@ -102,6 +109,11 @@ const FILL: &[&str] = &[
     r#"INSERT INTO "DeadLetter" ("subject", "payload", "reason", "logEpoch", "logSequence", "recordedAt")
        SELECT 'chat.requests.1.00000000-0000-4000-8000-' || lpad(n::text, 12, '0'), '\x00', 'garbage', {epoch}, n, now()
        FROM generate_series(1, 5000) n"#,
+    r#"INSERT INTO "SessionChange" ("id", "chatSessionId", "isApplied", "status", "createdAt", "logEpoch", "logSequence")
+       SELECT 'd' || n, 's' || n, true, 'closed', timestamp '2026-01-01', {epoch}, 2 * n + 1
+       FROM generate_series(1, {sessions}) n"#,
+    r#"INSERT INTO "RefusedMessage" ("id", "recordedAt", "chatSessionId")
+       SELECT 'r' || n, timestamp '2026-01-01', 's' || n FROM generate_series(1, {sessions}) n"#,
     "ANALYZE",
 ];
 
@@ -256,7 +268,7 @@ fn sources(folder: &Path) -> Vec<std::path::PathBuf> {
 /// `const NAME: &str = "…"` where the text is SQL.
 fn constants_of(source: &str) -> Vec<(String, String)> {
     let is_sql = |text: &str| {
-        ["SELECT", "INSERT INTO", "DELETE FROM", "UPDATE \"", "ON CONFLICT"]
+        ["SELECT", "INSERT INTO", "DELETE FROM", "UPDATE \"", "ON CONFLICT", "ORDER BY"]
             .iter()
             .any(|verb| text.contains(verb))
     };
@@ -276,6 +288,8 @@ fn constants_of(source: &str) -> Vec<(String, String)> {
 fn made_of(source: &str) -> Vec<(String, Vec<String>)> {
     let declared = source.split("static ").skip(1).filter_map(|rest| {
         let (name, rest) = rest.split_once(": LazyLock<String>")?;
+        // However it is broken into lines.
+        let rest: String = rest.split_whitespace().collect();
         let (names, _) = rest.split_once('[')?.1.split_once("].concat()")?;
         let names = names.split(',').map(|name| name.trim().to_owned());
         Some((name.to_owned(), names.filter(|name| !name.is_empty()).collect()))
@@ -389,7 +403,24 @@ async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     let begin = Position { epoch: behind, sequence: 0 };
     assert_eq!(history.erased_after(begin).await.unwrap().len(), STRETCH);
     assert!(history.epoch_after(Partition::new(BEHIND), long).await.is_ok());
+    assert!(history.changed_after(begin).await.is_ok());
+    assert!(history.read_up_to(one).await.unwrap().user.is_none());
+    assert!(history.older_workers().await.is_ok());
     search(history).await;
+    feed(history, behind).await;
+}
+
+/// A feed behind a partition's first record, and one of another database.
+async fn feed(history: &History, behind: Epoch) {
+    let partition = Partition::new(BEHIND);
+    assert_eq!(history.known_epochs(&[behind]).await.unwrap(), [(partition, behind)]);
+    for sequence in [0, MISSED] {
+        let position = Position { epoch: behind, sequence };
+        // It reads its pages, though this database says that less is stored.
+        assert!(history.events_after(partition, position).await.unwrap().is_last);
+    }
+    let elsewhere = Position { epoch: Epoch(0), sequence: 0 };
+    assert!(!history.events_after(partition, elsewhere).await.unwrap().is_last);
 }
 
 fn record(partition: u16, sequence: u64, session: SessionId, payload: String) -> LogRecord {
@@ -406,6 +437,7 @@ fn payload(kind: &str, number: u64) -> String {
     let id = format!("c{number:0>24}");
     let content = match kind {
         "message" => json!({ "id": id, "sender": "user", "content": "Hello!" }),
+        "change" => json!({ "id": id, "aiEnabled": number.is_multiple_of(8) }),
         _ => json!({ "id": id, "ip": null, "userAgent": null }),
     };
     json!({ kind: content }).to_string()
@@ -435,8 +467,20 @@ async fn store_as_a_persister(store: &Store, round: u64) {
         2 => (session(2_000 + n), "garbage".to_owned()),
         _ => (erased, payload("message", unique + 30_000 + n)),
     };
-    let batches: [Vec<(SessionId, String)>; 4] = [
+    let ai = |n: u64| {
+        let id = format!("c{:0>24}", unique + 40_000 + n);
+        let content = json!({ "id": id, "sender": "admin", "content": "Hello!", "isAI": true });
+        json!({ "message": content }).to_string()
+    };
+    let changes = |n: u64| match n % 4 {
+        0 => (session(3_000 + n / 4), payload("change", unique + 50_000 + n)),
+        1 => (session(3_000 + n / 4), ai(n)),
+        2 => (session(3_000 + n / 4), payload("message", unique + 60_000 + n)),
+        _ => (SessionId::random(), payload("session", unique + 70_000 + n)),
+    };
+    let batches: [Vec<(SessionId, String)>; 5] = [
         (0..500).map(messages).collect(),
+        (0..500).map(changes).collect(),
         (0..500).map(messages).collect(),
         (0..500).map(mixed).collect(),
         vec![(erased, erasure(erased))],
@@ -468,6 +512,13 @@ async fn ask_as_a_persister(store: &Store, round: u64) {
     })
     .await;
     store_as_a_persister(store, round).await;
+    let read = |number: u64| ReadMark {
+        session: session(number),
+        reader: if number.is_multiple_of(2) { Sender::User } else { Sender::Admin },
+        message: MessageId::random(),
+    };
+    let (kept, busy) = store.mark_read(&(1..=500).map(read).collect::<Vec<_>>()).await.unwrap();
+    assert!(kept.is_empty() && busy.is_empty());
     let marks = store.marks().await.unwrap();
     let last: Vec<_> = marks.iter().filter(|mark| mark.partition == owned[15]).copied().collect();
     let head = Fingerprint { sequence: 1, recorded_at: OffsetDateTime::UNIX_EPOCH };

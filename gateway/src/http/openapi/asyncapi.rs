@@ -68,13 +68,20 @@ impl Made {
         self.operations.insert(name.to_owned(), operation);
     }
 
-    /// What a client is given.
+    /// What a client is given. An event that clients emit too has another key here, and the same name.
     fn send(&mut self, name: &str, event: &Value) {
-        self.message(name, &event["payload"], event);
-        self.operations.insert(name.to_owned(), operation("send", name, event));
+        let is_emitted = self.operations.contains_key(name);
+        let key = if is_emitted { format!("{name}.told") } else { name.to_owned() };
+        self.message_named(&key, name, &event["payload"], event);
+        let operation = operation("send", &key, event);
+        self.operations.insert(key, operation);
     }
 
     fn message(&mut self, name: &str, payload: &Value, of: &Value) {
+        self.message_named(name, name, payload, of);
+    }
+
+    fn message_named(&mut self, key: &str, name: &str, payload: &Value, of: &Value) {
         let mut message = json!({ "name": name });
         for key in ["summary", "description"] {
             copy(&of[key], key, &mut message);
@@ -86,7 +93,7 @@ impl Made {
         if payload["example"].is_object() {
             message["examples"] = json!([{ "payload": payload["example"] }]);
         }
-        self.messages.insert(name.to_owned(), message);
+        self.messages.insert(key.to_owned(), message);
     }
 }
 

@@ -1,11 +1,13 @@
 //! The pure step: bytes of the log in, rows and rejects out.
 
+pub mod fold;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use shared::ids::SessionId;
 use shared::partition::Partition;
-use shared::record::{Erasure, NewMessage, NewSession, Record};
+use shared::record::{Erasure, NewChange, NewMessage, NewSession, Record};
 use time::OffsetDateTime;
 
 /// A record as it stands in the log.
@@ -36,6 +38,8 @@ pub struct Batch {
     pub last: BTreeMap<Partition, LogPlace>,
     pub sessions: Vec<SessionRow>,
     pub messages: Vec<MessageRow>,
+    /// What is to be changed about sessions: see [`crate::batch::fold`].
+    pub changes: Vec<ChangeRow>,
     /// Records to set aside.
     pub rejects: Vec<Reject>,
     /// Sessions to erase. No other record of them is in the batch: those before are erased with them,
@@ -61,6 +65,16 @@ pub struct MessageRow {
     pub session: SessionId,
     /// The rest of the row.
     pub new: NewMessage,
+}
+
+/// A change to make.
+#[derive(Debug)]
+pub struct ChangeRow {
+    /// Where its record stands.
+    pub place: LogPlace,
+    pub session: SessionId,
+    /// The rest of the row.
+    pub new: NewChange,
 }
 
 /// A session to erase.
@@ -116,7 +130,10 @@ pub fn reject(record: LogRecord, reason: &str) -> Batch {
 impl Batch {
     /// Whether nothing else is to be stored.
     pub fn has_only_messages(&self) -> bool {
-        self.sessions.is_empty() && self.rejects.is_empty() && self.erasures.is_empty()
+        self.sessions.is_empty()
+            && self.changes.is_empty()
+            && self.rejects.is_empty()
+            && self.erasures.is_empty()
     }
 
     /// Whose openings and messages are in it; some more than once.
@@ -145,6 +162,9 @@ impl Batch {
             Ok((session, Record::Message(new))) => {
                 self.messages.push(MessageRow { place, session, new });
             }
+            Ok((session, Record::Change(new))) => {
+                self.changes.push(ChangeRow { place, session, new });
+            }
             Ok((session, Record::Erase(Erasure { session_id }))) => {
                 self.forget(session);
                 self.erasures.insert(session, ErasureRow { place, last: place, session_id });
@@ -157,6 +177,7 @@ impl Batch {
     fn forget(&mut self, session: SessionId) {
         self.sessions.retain(|row| row.session != session);
         self.messages.retain(|row| row.session != session);
+        self.changes.retain(|row| row.session != session);
         self.rejects.retain(|row| session_of(&row.record) != Some(session));
     }
 }

@@ -13,7 +13,6 @@ use shared::content::{ClientOffset, Content};
 use shared::ids::{MessageId, SessionId};
 use shared::message::Sender;
 use shared::record::NewMessage;
-use tokio::sync::oneshot;
 
 use crate::access::rights::Caller;
 use crate::app::Gateway;
@@ -22,8 +21,7 @@ use crate::fields::{Field, Fields, Kind};
 use crate::http::pagination::wrong;
 use crate::http::{chats, json_body, json_stream};
 use crate::log::accept_message::{self, Acked, Send};
-use crate::log::pending_sends::{Outcome, Waiter};
-use crate::log::publisher::Publisher;
+use crate::log::pending_sends::Outcome;
 use crate::problem::Problem;
 
 /// What a `clientOffset` is on sockets: of one key one message is stored.
@@ -41,9 +39,6 @@ impl Fields for Payload {
     const FIELDS: &'static [Field] =
         &[Field::required("content", Kind::Text), Field::optional("isAI", Kind::Flag)];
 }
-
-/// Tells the one who waits for the answer.
-struct Answer(Option<oneshot::Sender<Outcome>>);
 
 /// Posts a message; it is stored when this one's answer comes, or in the log and surely will be.
 pub async fn post(
@@ -69,27 +64,16 @@ pub async fn post(
         None => MessageId::random(),
     };
     let message = NewMessage { id: id.clone(), sender: Sender::Admin, content, is_ai };
-    let send = Send { session, message, has_offset, deadline: Publisher::deadline() };
-    let (sender, answer) = oneshot::channel();
-    accept_message::put(gateway.way_of_sends(), send, Box::new(Answer(Some(sender)))).await;
-    let (code, answer) = match answer.await {
-        Ok(Outcome::Stored) => (StatusCode::CREATED, Acked::stored(&id)),
+    let send = Send::message(session, message, has_offset);
+    let (code, answer) = match accept_message::outcome(gateway.way_of_sends(), send).await {
+        Outcome::Stored => (StatusCode::CREATED, Acked::stored(&id)),
         // Whether an AI may still answer is decided where it is stored.
-        Ok(Outcome::Accepted) if is_ai => return Err(ClientError::unavailable().into()),
-        Ok(Outcome::Accepted) => (StatusCode::ACCEPTED, Acked::accepted(&id)),
-        Ok(Outcome::Failed(error)) => return Err(error.into()),
-        Err(_) => return Err(ClientError::unavailable().into()),
+        Outcome::Accepted if is_ai => return Err(ClientError::unavailable().into()),
+        Outcome::Accepted => (StatusCode::ACCEPTED, Acked::accepted(&id)),
+        Outcome::Failed(error) => return Err(error.into()),
     };
     let kind = [(header::CONTENT_TYPE, json_stream::JSON)];
     Ok((code, kind, Json(answer)).into_response())
-}
-
-impl Waiter for Answer {
-    fn tell(&mut self, outcome: Outcome) {
-        if let Some(answer) = self.0.take() {
-            answer.send(outcome).ok();
-        }
-    }
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<ClientOffset>, Problem> {
