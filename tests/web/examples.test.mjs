@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { it } from "node:test";
@@ -93,11 +94,16 @@ it("the React page sends what is written, and shows answers", { skip: !hasDom },
   await isAnswered(t, window, sessionId);
 });
 
-it("the bot answers every visitor once, also what was said while it was away", async (t) => {
+it("the bot answers every visitor once, also what was said while it was away, until a human is asked for", async (t) => {
+  const bots = [];
+  // Before the folder goes that they write into.
+  t.after(() => Promise.all(bots.map((bot) => bot.exitCode ?? bot.signalCode ?? (bot.kill(), once(bot, "exit")))));
   const folder = await stage(t);
   const start = () => {
-    const bot = spawn(process.execPath, [join(folder, "examples/bot/bot.js")], { env: { ...process.env, GATEWAY_URL } });
-    t.after(() => bot.kill());
+    // Where it keeps how far it is.
+    const env = { ...process.env, GATEWAY_URL };
+    const bot = spawn(process.execPath, [join(folder, "examples/bot/bot.js")], { env, cwd: folder });
+    bots.push(bot);
     return bot;
   };
   const visitors = [await enter(t), await enter(t)];
@@ -114,4 +120,14 @@ it("the bot answers every visitor once, also what was said while it was away", a
     const answers = (await history(sessionId)).filter(({ isAI }) => isAI);
     assert.deepEqual(contents(answers), ["before", "during", "one", "two"].map((text) => `You said: ${text}`));
   }
+  const [{ socket, sessionId, messages }] = visitors;
+  await say(socket, sessionId, "I want a human");
+  await arrive(messages, 10);
+  assert.equal(messages.at(-1).content, "A human will answer you.");
+  const agent = await connect(t);
+  await eventually("the AI is off", async () => !(await agent.emitWithAck("get-session", { sessionId })).session.aiEnabled);
+  await say(socket, sessionId, "Hello?");
+  await answer(agent, sessionId, "Good morning!");
+  await arrive(messages, 12);
+  assert.deepEqual(contents(messages.slice(-2)), ["Hello?", "Good morning!"]);
 });

@@ -32,7 +32,7 @@ export async function stage(t) {
     }
   }
   const types = (await readdir(join(here, "node_modules/@types"))).map((name) => `@types/${name}`);
-  for (const name of ["react", "react-dom", ...types]) await symlink(join(here, "node_modules", name), join(modules, name));
+  for (const name of ["eventsource", "react", "react-dom", ...types]) await symlink(join(here, "node_modules", name), join(modules, name));
   // The same that the tests have.
   await symlink(join(here, "../client/node_modules/socket.io-client"), join(modules, "socket.io-client"));
   await cp(join(web, "examples"), join(folder, "examples"), { recursive: true });

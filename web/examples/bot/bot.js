@@ -1,85 +1,68 @@
-// Answers every visitor. GATEWAY_URL is where the gateway is, TOKEN an agent's for a gateway that has a key.
-import { io } from "socket.io-client";
+// Answers every visitor, each message once, and leaves a conversation to a human who is asked for. GATEWAY_URL is where the
+// gateway is, TOKEN an integrator's or an agent's for a gateway that has a key. CURSOR_FILE keeps how far the bot is; the
+// first time it answers whatever nobody has answered for it yet, from the first session on.
+import { readFileSync, writeFileSync } from "node:fs";
+import { EventSource } from "eventsource";
 
-const { GATEWAY_URL: url = "http://localhost:4000", TOKEN: token } = process.env;
+const { GATEWAY_URL: url = "http://localhost:4000", TOKEN: token, CURSOR_FILE: file = "bot.cursor" } = process.env;
 
 /** What to say to a message. */
 const reply = (/** @type {string} */ content) => `You said: ${content}`;
+/** Whether somebody asks for a human. */
+const asksForHuman = (/** @type {string} */ content) => /\bhuman\b/i.test(content);
 
-/** Of each session the last message that was dealt with. @type {Map<string, import("support-chat-client").Message>} */
-const seen = new Map();
 /** Of each session what is being done, one thing after the other. @type {Map<string, Promise<void>>} */
 const work = new Map();
 
+/** @type {typeof fetch} */
+const authorized = (input, init = {}) =>
+  fetch(input, { ...init, headers: { .../** @type {Record<string, string>} */ (init.headers), ...(token && { authorization: `Bearer ${token}` }) } });
+
 /** Asks until there is an answer that another try would not change. */
-async function http(/** @type {string} */ path, /** @type {RequestInit} */ request = {}) {
+async function http(/** @type {string} */ method, /** @type {string} */ path, /** @type {object} */ body, headers = {}) {
   for (;;) {
-    const headers = { ...request.headers, ...(token && { authorization: `Bearer ${token}` }) };
-    const response = await fetch(url + path, { ...request, headers }).catch(() => null);
+    const request = { method, headers: { "content-type": "application/json", ...headers }, body: JSON.stringify(body) };
+    const response = await authorized(url + path, request).catch(() => null);
     if (response && response.status !== 429 && response.status < 500) return response;
     await new Promise((resolve) => setTimeout(resolve, 1_000));
   }
 }
 
 /** Answers once, however often it is asked: the key of an answer is the id of what it answers. */
-async function answer(/** @type {string} */ sessionId, /** @type {{ id: string, content: string }} */ { id, content }) {
-  const headers = { "content-type": "application/json", "idempotency-key": id };
-  const body = JSON.stringify({ content: reply(content), isAI: true });
-  const response = await http(`/api/chats/${sessionId}/messages`, { method: "POST", headers, body });
+async function answer(/** @type {string} */ sessionId, /** @type {import("support-chat-client").Message} */ { id, content }) {
+  const chat = `/api/chats/${sessionId}`;
+  const says = asksForHuman(content) ? "A human will answer you." : reply(content);
+  const response = await http("POST", `${chat}/messages`, { content: says, isAI: true }, { "idempotency-key": id });
+  // 409: it is answered, or an agent has taken over.
   console.log(sessionId, response.status, await response.text());
+  if (response.status === 201 && asksForHuman(content)) await http("PATCH", chat, { aiEnabled: false });
 }
 
-/** Answers what a session has that was not answered yet. */
-async function deal(/** @type {string} */ sessionId) {
-  const last = seen.get(sessionId);
-  const response = await http(`/api/chats/${sessionId}${last ? `?after=${last.id}` : ""}`);
-  // It was erased.
-  if (!response.ok) return void seen.delete(sessionId);
-  const messages = /** @type {import("support-chat-client").Message[]} */ (await response.json());
-  // A bot that starts finds the answers of the one before it, one for each message.
-  const answered = last ? 0 : messages.filter(({ isAI }) => isAI).length;
-  for (const message of messages.filter(({ sender }) => sender === "user").slice(answered)) await answer(sessionId, message);
-  const newest = messages.at(-1);
-  if (newest) seen.set(sessionId, newest);
-}
-
-function onNews(/** @type {string} */ sessionId) {
-  const before = work.get(sessionId) ?? Promise.resolve();
-  const done = before.then(() => deal(sessionId)).catch(() => onNews(sessionId));
+function onMessage(/** @type {{ sessionId: string, message: import("support-chat-client").Message }} */ { sessionId, message }) {
+  if (message.sender !== "user") return;
+  const done = (work.get(sessionId) ?? Promise.resolve()).then(() => answer(sessionId, message));
   work.set(sessionId, done);
   done.then(() => work.get(sessionId) === done && work.delete(sessionId));
 }
 
-/** Whatever was said while the bot was away. */
-async function catchUp() {
-  /** @type {string | undefined} */
-  let cursor;
-  do {
-    /** @type {import("support-chat-client").SessionsPage | import("support-chat-client").Refusal} */
-    const page = await socket.emitWithAck("get-all-sessions", { limit: 500, cursor });
-    if ("error" in page) throw new Error(page.error.message);
-    for (const { sessionId, lastMessageAt } of page.sessions) {
-      if (lastMessageAt && seen.get(sessionId)?.createdAt !== lastMessageAt) onNews(sessionId);
-    }
-    cursor = page.nextCursor ?? undefined;
-  } while (cursor);
+/** Where to go on, once what came before is done. */
+function keep(/** @type {string} */ cursor) {
+  if (cursor) Promise.all(work.values()).then(() => writeFileSync(file, cursor));
 }
 
-/** An inbox is told of every visitor's message. */
-async function listen() {
+function lastCursor() {
   try {
-    const ack = await socket.emitWithAck("admin-connect");
-    if ("error" in ack) throw new Error(ack.error.message);
-    await catchUp();
-    console.log("listening");
-  } catch (error) {
-    console.error(String(error));
-    if (socket.connected) setTimeout(listen, 1_000);
+    return readFileSync(file, "utf8");
+  } catch {
+    return "0"; // Everything.
   }
 }
 
-/** @type {import("support-chat-client").ChatSocket} */
-const socket = io(url, { auth: { token }, ackTimeout: 10_000 });
-socket.on("connect", listen);
-socket.on("new-message", ({ sessionId }) => onNews(sessionId));
-socket.on("connect_error", (error) => console.error(`${url} does not answer (${error.message}): does it run?`));
+// After a cut it comes back by itself, and goes on where it was.
+const events = new EventSource(`${url}/api/events?after=${lastCursor()}`, { fetch: authorized });
+events.addEventListener("ready", () => console.log("listening"));
+events.addEventListener("message", ({ data, lastEventId }) => {
+  onMessage(JSON.parse(data));
+  keep(lastEventId);
+});
+events.addEventListener("error", ({ code, message }) => console.error(`${url} does not answer (${message ?? code}): does it run?`));
