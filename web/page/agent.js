@@ -10,9 +10,10 @@ const ANSWER_WITHIN = 10_000;
 const RETRY_AFTER = 1_000;
 /** As many the gateway gives at once. */
 const PAGE = 500;
-/** Where the token is, and which conversation is open, until the tab is closed. */
+/** Where the token is, which conversation is open, and who this is where nobody shows a token, until the tab is closed. */
 const TOKEN = "support-chat:token";
 const CHOSEN = "support-chat:chosen";
+const AGENT = "support-chat:agent";
 
 if (hasClient()) new Inbox().start();
 
@@ -25,7 +26,8 @@ function Inbox() {
     "Try again": ({ clientOffset }) => outbox.retry(clientOffset),
     Discard: ({ clientOffset }) => outbox.discard(clientOffset),
   });
-  const aiModes = new Map();
+  const agent = sessionStorage.getItem(AGENT) ?? `Agent ${Math.floor(1_000 + 9_000 * Math.random())}`;
+  sessionStorage.setItem(AGENT, agent);
   /** What of the chosen conversation is known: its messages, and whether there are older ones. */
   let chosen = null;
 
@@ -48,14 +50,14 @@ function Inbox() {
     socket.on("sessions-list", (active) => sessions.active(active));
     socket.on("message", heard);
     socket.on("new-message", ({ sessionId }) => sessions.heard(sessionId, chosen?.sessionId));
-    socket.on("ai-mode-changed", ({ sessionId, enabled }) => {
-      aiModes.set(sessionId, enabled);
-      showAi();
-    });
+    socket.on("session-updated", ({ session }) => decided(session));
     composer((content) => chosen && outbox.send(chosen.sessionId, content));
     byId("older").addEventListener("click", older);
     byId("back").addEventListener("click", close);
-    byId("ai").addEventListener("change", switchAi);
+    byId("ai").addEventListener("change", () => change("toggle-ai-mode", { enabled: byId("ai").checked }));
+    byId("claim").addEventListener("click", () => change(chosen.session?.assignee ? "release-session" : "claim-session", { agent }));
+    byId("status").addEventListener("click", () =>
+      change("set-status", { status: chosen.session?.status === "closed" ? "open" : "closed" }));
     byId("token-form").addEventListener("submit", (event) => {
       event.preventDefault();
       token = byId("token").value.trim();
@@ -140,6 +142,9 @@ function Inbox() {
     }
     notice("");
     show();
+    // One that is too new to be stored is what every session is at first.
+    const { session } = await ask("get-session", { sessionId });
+    if (session) decided(session);
   }
 
   /** The newest messages: those before them stay, unless something is missing in between. */
@@ -170,17 +175,26 @@ function Inbox() {
     showSoon();
   }
 
-  async function switchAi() {
+  /** Changes something about the chosen conversation; all agents are told how it is then. */
+  async function change(event, payload) {
     const { sessionId } = chosen;
-    const enabled = byId("ai").checked;
-    const ack = await ask("toggle-ai-mode", { sessionId, enabled });
-    if (ack.error) notice(ack.error.message);
-    else aiModes.set(sessionId, enabled);
-    showAi();
+    const ack = await ask(event, { sessionId, ...payload });
+    notice(ack.error?.message ?? "");
+    showDecided();
   }
 
-  function showAi() {
-    if (chosen) byId("ai").checked = aiModes.get(chosen.sessionId) ?? true;
+  function decided(session) {
+    if (session.sessionId !== chosen?.sessionId) return;
+    chosen.session = session;
+    showDecided();
+  }
+
+  function showDecided() {
+    const { assignee = null, status = "open", aiEnabled = true } = chosen?.session ?? {};
+    byId("ai").checked = aiEnabled;
+    byId("claim").textContent = assignee ? "Release" : "Claim";
+    byId("status").textContent = status === "closed" ? "Open again" : "Close";
+    byId("dealt-with").textContent = [status === "closed" && "closed", assignee && `with ${assignee}`].filter(Boolean).join(", ");
   }
 
   function show() {
@@ -190,7 +204,7 @@ function Inbox() {
     sessions.chosen(chosen?.sessionId ?? null);
     if (!chosen) return;
     byId("older").hidden = !chosen.hasOlder;
-    showAi();
+    showDecided();
     const mine = outbox.of(chosen.sessionId).filter(({ id }) => !chosen.stored.has(id));
     list.show([...chosen.stored.values(), ...mine]);
   }

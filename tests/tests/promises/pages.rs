@@ -202,7 +202,8 @@ async fn two_people_talk_in_two_pages_and_nobody_stumbles() {
     }
 }
 
-/// The switch of the AI is seen in the other inboxes, and the keyboard is enough.
+/// The switch of the AI, who has claimed the conversation and that it is closed are seen in the other inboxes, and the
+/// keyboard is enough.
 async fn switches(browser: &Browser, stack: &Stack, agent: &Tab) {
     let other = browser.open("colleague", &stack.url("/agent")).await;
     connected(&other).await;
@@ -213,6 +214,17 @@ async fn switches(browser: &Browser, stack: &Stack, agent: &Tab) {
         other.act("matches", json!({ "selector": is_off })).await == true
     })
     .await;
+    agent.click("#claim").await;
+    agent.click("#status").await;
+    eventually(SOON, "a colleague sees who has it", async || {
+        let dealt_with = other.text("#dealt-with").await;
+        dealt_with.starts_with("closed, with Agent ")
+    })
+    .await;
+    other.click("#claim").await;
+    other.click("#status").await;
+    eventually(SOON, "it is nobody's again", async || agent.text("#dealt-with").await.is_empty())
+        .await;
     agent.act("press", json!({ "keys": "Escape" })).await;
     agent.act("press", json!({ "keys": "Enter" })).await;
     eventually(SOON, "it is open again", async || agent.count().await == 5).await;
