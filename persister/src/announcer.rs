@@ -155,10 +155,10 @@ fn entries<'a>(
     }
     for decided in &committed.folded.changes {
         let Decided { place, session, id, change, is_applied } = decided;
-        let (fate, change) = match (committed.changed.contains(&place.sequence), is_applied) {
-            (true, true) => (Fate::Changed, Some(change.clone())),
-            (true, false) => (Fate::Claimed, None),
-            (false, _) => (Fate::Refused, None),
+        let (fate, change) = match is_applied {
+            _ if is_refused(place) => (Fate::Refused, None),
+            true => (Fate::Changed, Some(change.clone())),
+            false => (Fate::Claimed, None),
         };
         add(*place, entry(*place, *session, fate).of_change(id, change));
     }

@@ -79,7 +79,7 @@ async fn start(config: &Config, services: Services, stop: &Stop) -> anyhow::Resu
     let pruner = Pruner::new(sessions, owned.clone(), config.retention);
     let search_index = SearchIndex::new(&config.database, owned.clone(), config.search);
     let lag = LagWatch::new(store.clone(), nats.clone(), log.clone(), owned.clone());
-    let (marks, marking) = (store.clone(), nats.clone());
+    let (marks, marking) = (store.clone(), config.nats.clone());
     let persister = Worker::new(store, jetstream, config.log.clone(), owned, waiting, disturbances);
     let mut tasks = Tasks::default();
     let work_stop = stop.clone();

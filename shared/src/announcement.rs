@@ -106,6 +106,8 @@ pub enum Fate {
     Changed,
     /// A change does not count: another agent has the session.
     Claimed,
+    /// A change does not count, and leaves nothing behind: when its turn came there was no such session.
+    Missing,
     /// A session can be read over REST.
     Opened,
     /// A session is erased.

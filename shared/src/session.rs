@@ -15,7 +15,9 @@ const EXTENT: &str = r#"
                    'isRelease', CASE WHEN c."isRelease" THEN true END, 'isApplied', c."isApplied",
                    'createdAt', to_char(c."createdAt", 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
                )) ORDER BY c."createdAt", c."logSequence")
-               FROM "SessionChange" c WHERE c."chatSessionId" = s."id"
+               FROM (
+                   SELECT * FROM "SessionChange" a WHERE a."chatSessionId" = s."id" ORDER BY a."createdAt" DESC LIMIT 10000
+               ) c
            ), '[]')::text AS "changes"
     FROM "ChatSession" s
     CROSS JOIN LATERAL (
@@ -74,7 +76,7 @@ pub struct ExportHead<'a> {
     status: &'a str,
     assignee: Option<&'a str>,
     ai_enabled: bool,
-    /// What was decided about it, oldest first.
+    /// What was decided about it, oldest first: the last 10,000, which is more than anybody does by hand.
     changes: &'a RawValue,
 }
 

@@ -24,6 +24,8 @@ use crate::error::ClientError;
 const REFUSED_MAX: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
 /// Longest wait that is asked for where nobody knows when a place becomes free.
 const PLACE_RETRY: Duration = Duration::from_secs(10);
+/// Feeds of one address at a time: each is for a program that hears of all sessions.
+const FEEDS_MAX: u32 = 16;
 /// The same where reads are under way, which end sooner.
 const READ_RETRY: Duration = Duration::from_secs(1);
 /// Fewer addresses than these are not worth sweeping.
@@ -132,6 +134,8 @@ struct Address {
     open: usize,
     /// Reads over HTTP that are under way.
     reads: u32,
+    /// Feeds that are read.
+    feeds: u32,
     /// Places of connections that are closed and had sent much: a new connection must be no way around
     /// the limit of a socket.
     held_until: Vec<Instant>,
@@ -150,16 +154,18 @@ pub struct SocketSlot {
     refused: Limiter,
 }
 
-/// The place of one read over HTTP among those of its address.
+/// The place of one read over HTTP, or of one feed, among those of its address.
 pub struct ReadSlot {
     limits: Arc<Limits>,
     address: IpAddr,
+    of: fn(&mut Address) -> &mut u32,
 }
 
 impl Drop for ReadSlot {
     fn drop(&mut self) {
         if let Some(known) = self.limits.lock().known.get_mut(&self.address) {
-            known.reads = known.reads.saturating_sub(1);
+            let count = (self.of)(known);
+            *count = count.saturating_sub(1);
         }
     }
 }
@@ -207,18 +213,36 @@ impl Limits {
         self: &Arc<Self>,
         address: IpAddr,
     ) -> Result<Option<ReadSlot>, ClientError> {
+        let too_many = "too many reads of this address are under way";
+        self.under_way(address, |it| &mut it.reads, self.settings.http_reads_at_once, too_many)
+    }
+
+    /// A place for a feed of this address until it ends; none if there are no limits.
+    pub fn feed_under_way(
+        self: &Arc<Self>,
+        address: IpAddr,
+    ) -> Result<Option<ReadSlot>, ClientError> {
+        self.under_way(address, |it| &mut it.feeds, FEEDS_MAX, "too many feeds of this address")
+    }
+
+    fn under_way(
+        self: &Arc<Self>,
+        address: IpAddr,
+        of: fn(&mut Address) -> &mut u32,
+        most: u32,
+        refusal: &'static str,
+    ) -> Result<Option<ReadSlot>, ClientError> {
         if !self.settings.rates {
             return Ok(None);
         }
         let address = network(address);
         let mut addresses = self.lock();
-        let known = addresses.get(address, &self.settings);
-        if known.reads >= self.settings.http_reads_at_once {
-            let too_many = "too many reads of this address are under way";
-            return Err(ClientError::rate_limited(too_many, READ_RETRY));
+        let count = of(addresses.get(address, &self.settings));
+        if *count >= most {
+            return Err(ClientError::rate_limited(refusal, READ_RETRY));
         }
-        known.reads += 1;
-        Ok(Some(ReadSlot { limits: Arc::clone(self), address }))
+        *count += 1;
+        Ok(Some(ReadSlot { limits: Arc::clone(self), address, of }))
     }
 
     /// Takes a request, of whatever kind, from this address.
@@ -256,6 +280,7 @@ impl Addresses {
         self.known.entry(address).or_insert_with(|| Address {
             open: 0,
             reads: 0,
+            feeds: 0,
             held_until: Vec::new(),
             new_sessions: limiter(settings.new_sessions),
             handshakes: limiter(settings.handshakes),
@@ -271,7 +296,7 @@ impl Addresses {
         }
         self.known.retain(|_, address| !address.is_forgettable(settings));
         if self.known.len() > REMEMBERED_MAX {
-            self.known.retain(|_, address| address.open > 0 || address.reads > 0);
+            self.known.retain(|_, address| address.open > 0 || address.reads + address.feeds > 0);
         }
         self.swept_at = 2 * self.known.len();
     }
@@ -295,7 +320,7 @@ impl Address {
     fn is_forgettable(&mut self, settings: &LimitSettings) -> bool {
         let now = Instant::now();
         self.open == 0
-            && self.reads == 0
+            && self.reads + self.feeds == 0
             && self.held_until.iter().all(|end| *end <= now)
             && did_nothing(&mut self.new_sessions, settings.new_sessions)
             && did_nothing(&mut self.handshakes, settings.handshakes)

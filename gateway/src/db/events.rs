@@ -7,19 +7,26 @@ use shared::partition::Partition;
 use shared::timestamp::Timestamp;
 
 use crate::db::history::History;
-use crate::db::rows::{SessionMessage, StoredMessage};
+use crate::db::rows::{CHUNK_BYTES, SessionMessage, StoredMessage};
 
 /// Rows of each kind in a page; it stands in the statements as a number, for the planner.
 const PAGE: usize = 200;
 
-/// Messages that a partition stored, with their sessions.
+/// Messages that a partition stored, with their sessions. Those beyond a quarter of a megabyte come without their
+/// contents, but one comes whole in any case.
 const FEED_MESSAGES: &str = r#"
-    SELECT (SELECT s."sessionId" FROM "ChatSession" s WHERE s."id" = n."chatSessionId") AS "sessionId", n.*
+    SELECT (SELECT s."sessionId" FROM "ChatSession" s WHERE s."id" = n."chatSessionId") AS "sessionId", n."id",
+           n."sender", CASE WHEN n."isWhole" THEN n."content" ELSE '' END AS "content", n."createdAt", n."isAI",
+           n."chatSessionId", n."seq", n."logEpoch", n."logSequence", n."isWhole"
     FROM (
-        SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq", m."logEpoch",
-               m."logSequence"
-        FROM "Message" m WHERE m."logEpoch" = $1 AND m."logSequence" > $2
-        ORDER BY m."logSequence" LIMIT 200
+        SELECT p.*, row_number() OVER page = 1 OR sum(octet_length(p."content")) OVER page <= $3 AS "isWhole"
+        FROM (
+            SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq", m."logEpoch",
+                   m."logSequence"
+            FROM "Message" m WHERE m."logEpoch" = $1 AND m."logSequence" > $2
+            ORDER BY m."logSequence" LIMIT 200
+        ) p
+        WINDOW page AS (ORDER BY p."logSequence" ROWS UNBOUNDED PRECEDING)
     ) n
     ORDER BY n."logSequence""#;
 
@@ -62,6 +69,13 @@ const FEED_EPOCH: &str = r#"
     )
     ORDER BY "ordinal" LIMIT 1"#;
 
+/// Before the first epoch of a partition: none has this one.
+pub const BEGINNING: Position = Position { epoch: Epoch(0), sequence: 0 };
+
+/// Bytes of the contents of a page, as Postgres counts.
+#[allow(clippy::cast_possible_wrap)]
+const CHUNK: i64 = CHUNK_BYTES as i64;
+
 /// Something that happened, as it is stored.
 #[derive(Debug)]
 pub enum StoredEvent {
@@ -80,6 +94,15 @@ pub struct EventsPage {
     pub upto: Position,
     /// Whether the partition is stored no further.
     pub is_last: bool,
+}
+
+/// A message of a page.
+#[derive(sqlx::FromRow)]
+#[sqlx(rename_all = "camelCase")]
+struct FeedMessage {
+    #[sqlx(flatten)]
+    of: SessionMessage,
+    is_whole: bool,
 }
 
 /// An event, by its sequence and by what comes first of one record.
@@ -152,7 +175,8 @@ impl History {
         }
         let next = self.epoch_behind(partition, position.epoch).await?;
         // Of an epoch that the database does not know, what it knows is all new.
-        let upto = Position { epoch: next.unwrap_or(stored.epoch), sequence: 0 };
+        let beginning = if position == BEGINNING { stored.epoch } else { BEGINNING.epoch };
+        let upto = Position { epoch: next.unwrap_or(beginning), sequence: 0 };
         Ok(EventsPage { events, upto, is_last: false })
     }
 
@@ -175,12 +199,24 @@ impl History {
     }
 
     async fn messages_after(&self, position: Position) -> sqlx::Result<Kind> {
-        let rows: Vec<SessionMessage> = self.rows_after(FEED_MESSAGES, position).await?;
-        Ok(Kind::of(rows, |SessionMessage { session_id, message }| {
-            let sequence = message.position().map_or(0, |position| position.sequence);
-            let session = session_id.and_then(|id| SessionId::parse(&id).ok());
-            (sequence, 1, session.map(|session| StoredEvent::Message { session, message }))
-        }))
+        let query = sqlx::query(FEED_MESSAGES)
+            .bind(position.epoch.0)
+            .bind(position.sequence.cast_signed())
+            .bind(CHUNK);
+        let mut rows: Vec<FeedMessage> = self.pool().fetch_all(query).await?;
+        let whole = rows.iter().take_while(|row| row.is_whole).count();
+        let is_cut = whole < rows.len();
+        rows.truncate(whole);
+        let mut kind =
+            Kind::of(rows, |FeedMessage { of: SessionMessage { session_id, message }, .. }| {
+                let sequence = message.position().map_or(0, |position| position.sequence);
+                let session = session_id.and_then(|id| SessionId::parse(&id).ok());
+                (sequence, 1, session.map(|session| StoredEvent::Message { session, message }))
+            });
+        if is_cut {
+            kind.whole = kind.last;
+        }
+        Ok(kind)
     }
 
     async fn updated_after(&self, position: Position) -> sqlx::Result<Kind> {
@@ -215,6 +251,8 @@ struct Kind {
     events: Vec<Placed>,
     /// Up to where these are all.
     whole: u64,
+    /// The last one.
+    last: u64,
 }
 
 impl Kind {
@@ -225,7 +263,7 @@ impl Kind {
         let whole = if is_full { last } else { u64::MAX };
         let events = placed.into_iter();
         let events = events.filter_map(|(sequence, rank, event)| Some((sequence, rank, event?)));
-        Self { events: events.collect(), whole }
+        Self { events: events.collect(), whole, last }
     }
 }
 

@@ -29,7 +29,7 @@ pub async fn look(
         match fates {
             Ok(fates) => {
                 for ((ticket, _), found) in sought.iter().zip(fates) {
-                    pending.found(*ticket, &found);
+                    pending.found(*ticket, &found, true);
                 }
             }
             Err(error) => tracing::warn!(%error, "what became of sends cannot be read yet"),

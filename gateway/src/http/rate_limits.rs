@@ -12,7 +12,6 @@ use axum::response::{IntoResponse, Response};
 
 use crate::access::limits::ReadSlot;
 use crate::app::Gateway;
-use crate::http::feed;
 use crate::problem::Problem;
 use crate::transport::leaving_body::{Leaves, LeavingBody, PIECE_BYTES};
 
@@ -46,13 +45,6 @@ pub async fn limit_reads(
     let client = gateway.config.trusted_proxies.client_of(&request);
     let Some(address) = client.filter(|_| reads(&request)) else { return next.run(request).await };
     let limits = &gateway.limits;
-    // A feed has no end, and keeps nothing of what it has read.
-    if request.uri().path() == feed::PATH {
-        return match limits.http_read(address) {
-            Ok(()) => next.run(request).await,
-            Err(error) => Problem::from(error).into_response(),
-        };
-    }
     match limits.http_read(address).and_then(|()| limits.read_under_way(address)) {
         Ok(Some(slot)) => next.run(request).await.map(|body| until_taken(body, slot)),
         Ok(None) => next.run(request).await,

@@ -18,6 +18,8 @@ const GATHER: Duration = Duration::from_millis(20);
 const DELTA_GAP: Duration = Duration::from_secs(1);
 /// Sessions of one look into the database.
 const SESSIONS_MAX: usize = 500;
+/// Sessions that are told of in that time at most: where more change, each is told of later, and as it is then.
+const DELTAS_MAX: usize = 1_000;
 /// Pause after a look failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -42,7 +44,10 @@ pub async fn tell(inboxes: Arc<Inboxes>, entries: Arc<Entries>, stop: Stop) -> a
         give(&inboxes, &entries, &decided, true, &stop).await;
         if touched_at.elapsed() >= DELTA_GAP {
             touched_at = Instant::now();
-            give(&inboxes, &entries, &std::mem::take(&mut touched), false, &stop).await;
+            let mut left = touched.iter().copied();
+            let turn: HashSet<_> = left.by_ref().take(DELTAS_MAX).collect();
+            touched = left.collect();
+            give(&inboxes, &entries, &turn, false, &stop).await;
         }
     }
 }

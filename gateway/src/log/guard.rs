@@ -148,7 +148,7 @@ impl Guard {
             match tokio::time::timeout(ASK_TIMEOUT, self.history.fates(&sought)).await {
                 Ok(Ok(fates)) => {
                     for (kept, found) in some.iter().zip(fates) {
-                        self.pending.found(kept.ticket, &found);
+                        self.pending.found(kept.ticket, &found, false);
                     }
                 }
                 Ok(Err(_)) | Err(_) => return,

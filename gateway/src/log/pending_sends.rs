@@ -380,11 +380,12 @@ impl PendingSends {
         self.replaced.notified().await;
     }
 
-    /// Answers a send by what Postgres has of it.
-    pub fn found(&self, ticket: Ticket, found: &Found) {
+    /// Answers a send by what Postgres has of it; where its partition has passed it, also by that this is nothing.
+    pub fn found(&self, ticket: Ticket, found: &Found, is_passed: bool) {
         let mut state = self.lock();
         let Some(pending) = state.get_mut(ticket) else { return };
-        if let Some(outcome) = pending.send.fate(found).and_then(outcome) {
+        let missing = (is_passed && pending.send.is_change()).then_some(Fate::Missing);
+        if let Some(outcome) = pending.send.fate(found).or(missing).and_then(outcome) {
             METRICS.fates_sought.inc();
             state.finish(ticket, outcome);
         }
@@ -550,6 +551,11 @@ impl Outgoing {
         }
     }
 
+    /// Whether it changes something about a session, which leaves nothing behind where there is none.
+    fn is_change(&self) -> bool {
+        matches!(Record::decode(&self.payload), Ok(Record::Change(_)))
+    }
+
     fn message_id(&self) -> Option<&str> {
         match &self.key {
             Key::Message(id) => Some(id.as_str()),
@@ -583,7 +589,7 @@ fn outcome(fate: Fate) -> Option<Outcome> {
         Fate::Conflict => Outcome::Failed(ClientError::conflict()),
         Fate::Claimed => Outcome::Failed(ClientError::claimed()),
         Fate::AiOff => Outcome::Failed(ClientError::ai_off()),
-        Fate::Refused => Outcome::Failed(ClientError::session_not_found()),
+        Fate::Refused | Fate::Missing => Outcome::Failed(ClientError::session_not_found()),
         Fate::SetAside => Outcome::Failed(ClientError::new(
             ErrorCode::InvalidPayload,
             "Postgres refuses it: it is kept as a dead letter",
@@ -808,8 +814,8 @@ mod tests {
         let bench = Bench::new(0);
         let (same, told_same) = bench.send("Hello!", false);
         let (other, told_other) = bench.send("Something else", false);
-        bench.sends.found(same, &found("Hello!", &bench));
-        bench.sends.found(other, &found("Hello!", &bench));
+        bench.sends.found(same, &found("Hello!", &bench), true);
+        bench.sends.found(other, &found("Hello!", &bench), true);
         assert_eq!((told_same.take(), told_other.take()), (vec![Outcome::Stored], conflict()));
     }
 }

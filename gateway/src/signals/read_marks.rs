@@ -1,5 +1,5 @@
 //! Up to which message each side has read a session. Marks go to a persister, which keeps the furthest and says so;
-//! of each side of a session one a second goes on, and the last counts.
+//! those of a side of a session go on once a second.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,8 +23,12 @@ use crate::delivery::rooms::Rooms;
 use crate::emitted::Emitted;
 use crate::error::ClientError;
 
-/// How often a mark of a side of a session goes on.
+/// How often marks of a side of a session go on.
 const GAP: Duration = Duration::from_secs(1);
+/// Marks of many sides go on together.
+const GATHER: Duration = Duration::from_millis(50);
+/// Marks of a side in that time that are kept, the last ones: which is the furthest, Postgres knows.
+const MARKS_OF_SIDE: usize = 8;
 /// Sides whose marks wait at a time.
 const WAITING_MAX: usize = 100_000;
 /// Marks in one packet of about 130 KB; NATS takes 1 MB.
@@ -45,7 +49,7 @@ pub struct Reading {
 
 #[derive(Default)]
 struct Marks {
-    waiting: HashMap<Key, MessageId>,
+    waiting: HashMap<Key, Vec<MessageId>>,
     /// Whose mark went on within the last second.
     sent: HashSet<Key>,
 }
@@ -83,7 +87,12 @@ impl Reading {
             return Err(ClientError::overloaded());
         }
         let key = (session, reader);
-        state.waiting.insert(key, message);
+        let ids = state.waiting.entry(key).or_default();
+        ids.retain(|id| *id != message);
+        if ids.len() >= MARKS_OF_SIDE {
+            ids.remove(0);
+        }
+        ids.push(message);
         if !state.sent.contains(&key) {
             self.marked.notify_one();
         }
@@ -109,7 +118,10 @@ impl Reading {
                     self.lock().sent.clear();
                     self.send().await;
                 }
-                () = self.marked.notified() => self.send().await,
+                () = self.marked.notified() => {
+                    tokio::time::sleep(GATHER).await;
+                    self.send().await;
+                }
             }
         }
     }
@@ -119,7 +131,10 @@ impl Reading {
         let marks: Vec<_> = {
             let Marks { waiting, sent } = &mut *self.lock();
             let due = waiting.extract_if(|key, _| sent.insert(*key));
-            due.map(|((session, reader), message)| ReadMark { session, reader, message }).collect()
+            let marks = |((session, reader), ids): (Key, Vec<MessageId>)| {
+                ids.into_iter().map(move |message| ReadMark { session, reader, message })
+            };
+            due.flat_map(marks).collect()
         };
         for some in marks.chunks(MARKS_MAX) {
             let Ok(payload) = serde_json::to_vec(&ReadMarks { marks: some.to_vec() }) else {

@@ -17,8 +17,7 @@ use shared::presence::GatewayId;
 use shared::reading::Typing;
 use shared::subjects;
 use socketioxide::socket::Sid;
-use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::delivery::rooms::Rooms;
 use crate::emitted::Emitted;
@@ -27,6 +26,8 @@ use crate::emitted::Emitted;
 const OVER_AFTER: Duration = Duration::from_secs(6);
 /// Whoever says so more often is told on once in this time.
 const TOLD_EVERY: Duration = Duration::from_secs(2);
+/// How often it is looked who has not said so again.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Sides that type at a time; more are told of and not watched.
 const WATCHED_MAX: usize = 100_000;
 /// Longest wait for NATS to take it.
@@ -38,7 +39,6 @@ pub struct TypingSides {
     me: GatewayId,
     rooms: Arc<Rooms>,
     sides: Mutex<HashMap<(SessionId, Sender), Side>>,
-    begun: Notify,
 }
 
 /// A side that types.
@@ -61,7 +61,7 @@ struct Typed {
 impl TypingSides {
     /// Nobody types yet.
     pub fn new(client: Client, me: GatewayId, rooms: Arc<Rooms>) -> Self {
-        Self { client, me, rooms, sides: Mutex::default(), begun: Notify::new() }
+        Self { client, me, rooms, sides: Mutex::default() }
     }
 
     /// A client says that a side types, or does not any more.
@@ -87,7 +87,6 @@ impl TypingSides {
         }
         if sides.len() < WATCHED_MAX {
             sides.insert(key, Side { by, until: now + OVER_AFTER, told: now });
-            self.begun.notify_one();
         }
         true
     }
@@ -127,24 +126,19 @@ impl TypingSides {
     /// Tells what other gateways tell, and who has not typed for a while, until the stop.
     pub async fn run(self: Arc<Self>, stop: Stop) -> anyhow::Result<()> {
         let mut told = self.client.subscribe(subjects::TYPING).await?;
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let next = self.lock().values().map(|side| side.until).min();
-            let over = async {
-                match next {
-                    Some(until) => tokio::time::sleep_until(until).await,
-                    None => self.begun.notified().await,
-                }
-            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
+                _ = look.tick() => self.end_silent().await,
                 message = told.next() => {
                     let Some(message) = message else {
                         anyhow::bail!("the subscription to who types ended");
                     };
                     self.hear(&message.payload);
                 }
-                () = over => self.end_silent().await,
             }
         }
     }

@@ -38,7 +38,7 @@ pub struct Folded {
     pub refused: HashSet<u64>,
     /// What sessions become that are changed.
     pub states: BTreeMap<SessionId, Becoming>,
-    /// What became of records that were decided before.
+    /// What became of records that were decided before, or that are about no session.
     pub decided_before: HashMap<u64, Fate>,
 }
 
@@ -208,8 +208,12 @@ fn fold_change(
         folded.decided_before.insert(place.sequence, fate);
         return;
     }
-    // Of a session that does not exist nothing is changed: the statement says so.
-    let is_applied = state.is_some_and(|state| state.apply(&new.change));
+    // A change opens no session. Where the log is read again, and there is one then, it counts.
+    let Some(state) = state else {
+        folded.decided_before.insert(place.sequence, Fate::Missing);
+        return;
+    };
+    let is_applied = state.apply(&new.change);
     folded.changes.push(Decided {
         place: *place,
         session: *session,
@@ -402,7 +406,8 @@ mod tests {
         bench.change(claim("ben"));
         let folded = bench.fold();
         let applied: Vec<_> = folded.changes.iter().map(|it| it.is_applied).collect();
-        assert_eq!(applied, [false, true, false], "{nobodys:?}");
+        assert_eq!(applied, [true, false], "{nobodys:?}");
+        assert_eq!(folded.decided_before, HashMap::from([(1, Fate::Missing)]));
         assert_eq!(folded.states[&bench.session].state.assignee.as_deref(), Some("anna"));
     }
 

@@ -48,14 +48,14 @@ const UNIQUE_VIOLATION: &str = "23505";
 /// | parameters | what | bound by |
 /// |---|---|---|
 /// | `$34`-`$43` | changes: partition, sequence, id, session, whether it counts, status, AI, assignee, release, time | `bind_changes` |
-/// | `$44`-`$47` | messages of an AI that are refused: partition, id, session, time | `bind_refused` |
-/// | `$48`-`$52` | what sessions become: partition, session, status, AI, assignee | `bind_states` |
+/// | `$44`-`$48` | messages of an AI that are refused: partition, sequence, id, session, time | `bind_refused` |
+/// | `$49`-`$53` | what sessions become: partition, session, status, AI, assignee | `bind_states` |
 ///
 /// and those that erase:
 ///
 /// | parameters | what | bound by |
 /// |---|---|---|
-/// | `$53`-`$58` | erasures: partition, sequence, last sequence, time, `sessionId`, digest | `bind_erasures` |
+/// | `$54`-`$59` | erasures: partition, sequence, last sequence, time, `sessionId`, digest | `bind_erasures` |
 ///
 /// The partitions of a batch, where each is expected to stand and where it stands then.
 const EXPECTED: &str = r#"
@@ -107,7 +107,7 @@ const OPENED: &str = r#", opened AS (
 /// The same where the batch may change something about them too: no row can be inserted and updated by one statement.
 const OPENED_AS_CHANGED: &str = r#", becoming AS (
         SELECT t.*
-        FROM unnest($48::smallint[], $49::text[], $50::text[], $51::bool[], $52::text[])
+        FROM unnest($49::smallint[], $50::text[], $51::text[], $52::bool[], $53::text[])
             AS t ("partition", "sessionId", "status", "aiEnabled", "assignee")
         JOIN claimed c ON c."partition" = t."partition"
     ), opened AS (
@@ -250,18 +250,23 @@ const CHANGED: &str = r#", changes AS (
         ORDER BY "ord"
         ON CONFLICT DO NOTHING
         RETURNING "logSequence"
-    ), declined AS (
-        INSERT INTO "RefusedMessage" ("id", "recordedAt", "chatSessionId")
-        SELECT x."id", x."recordedAt", coalesce(o."id", r."id", k."id")
-        FROM unnest($44::smallint[], $45::text[], $46::text[], $47::timestamptz[])
-            AS x ("partition", "id", "sessionId", "recordedAt")
+    ), declining AS (
+        SELECT x.*, c."epoch", coalesce(o."id", r."id", k."id") AS "chatSessionId", z."digest"
+        FROM unnest($44::smallint[], $45::bigint[], $46::text[], $47::text[], $48::timestamptz[])
+            AS x ("partition", "sequence", "id", "sessionId", "recordedAt")
         JOIN claimed c ON c."partition" = x."partition"
         LEFT JOIN opened o ON o."sessionId" = x."sessionId"
         LEFT JOIN reopened r ON r."sessionId" = x."sessionId"
         LEFT JOIN LATERAL (
             SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = x."sessionId" LIMIT 1
         ) k ON true
-        WHERE coalesce(o."id", r."id", k."id") IS NOT NULL
+        LEFT JOIN LATERAL (
+            SELECT e."digest" FROM "ErasedSession" e
+            WHERE e."digest" = sha256(convert_to(x."sessionId", 'UTF8')) LIMIT 1
+        ) z ON true
+    ), declined AS (
+        INSERT INTO "RefusedMessage" ("id", "recordedAt", "chatSessionId")
+        SELECT "id", "recordedAt", "chatSessionId" FROM declining WHERE "chatSessionId" IS NOT NULL
         ON CONFLICT DO NOTHING
     )"#;
 
@@ -273,6 +278,8 @@ const REFUSED: &str = r#", refused AS (
 
 const AND_CHANGES: &str = r#"
         UNION ALL SELECT "digest", "epoch", "sequence" FROM changes
+        WHERE "chatSessionId" IS NULL AND "digest" IS NOT NULL
+        UNION ALL SELECT "digest", "epoch", "sequence" FROM declining
         WHERE "chatSessionId" IS NULL AND "digest" IS NOT NULL"#;
 
 const NOTED: &str = r#"
@@ -335,7 +342,7 @@ const STORED_KNOWN: &str = r#"
 /// keep it at looks into indexes, however many rows there are.
 const ERASE: &str = r#", ending AS (
         SELECT x.*, c."epoch"
-        FROM unnest($53::smallint[], $54::bigint[], $55::bigint[], $56::timestamptz[], $57::text[], $58::bytea[])
+        FROM unnest($54::smallint[], $55::bigint[], $56::bigint[], $57::timestamptz[], $58::text[], $59::bytea[])
             AS x ("partition", "sequence", "last", "recordedAt", "sessionId", "digest")
         JOIN claimed c ON c."partition" = x."partition"
     ), erased AS (
@@ -564,19 +571,33 @@ impl Store {
         self.commit_row(query(&COMMIT_MESSAGES)).await
     }
 
-    /// Whether Postgres takes the statement that would store this batch, without a row.
+    /// Whether Postgres takes every statement that storing this batch may need, without a row: what fails without one is
+    /// nobody's fault in there.
     pub async fn takes_nothing(&self, batch: &Batch) -> bool {
-        let nothing = Batch::default();
+        let (nothing, all) = (Batch::default(), Folded::default());
         let nowhere = |_| Position { epoch: Epoch(0), sequence: 0 };
-        let query = self.bind_commit(
-            statement_of(batch, &Folded::default()),
-            &nothing,
-            &Folded::default(),
-            &nowhere,
-            OffsetDateTime::UNIX_EPOCH,
-        );
-        let query = bind_rest(query, &nothing, &Folded::default(), batch);
-        self.commit_row(query).await.is_ok()
+        let query =
+            |sql| self.bind_commit(sql, &nothing, &all, &nowhere, OffsetDateTime::UNIX_EPOCH);
+        let rest = |sql| {
+            bind_stand_ins(bind_rejects(bind_sessions(query(sql), &nothing), &nothing), &nothing)
+        };
+        let changed =
+            |sql| bind_states(bind_refused(bind_changes(rest(sql), &all), &nothing, &all), &all);
+        let mut probes = vec![
+            query(&COMMIT_NEW_MESSAGES),
+            query(&COMMIT_MESSAGES),
+            rest(&COMMIT),
+            changed(&COMMIT_AND_CHANGE),
+        ];
+        if !batch.erasures.is_empty() {
+            probes.push(bind_erasures(changed(&COMMIT_AND_ERASE), &nothing));
+        }
+        for probe in probes {
+            if self.commit_row(probe).await.is_err() {
+                return false;
+            }
+        }
+        self.knows_nothing().await.is_ok()
     }
 
     async fn commit_whole(
@@ -588,7 +609,7 @@ impl Store {
     ) -> sqlx::Result<Committed> {
         let sql = statement_of(batch, folded);
         let query = self.bind_commit(sql, batch, folded, expected, stream_created_at);
-        self.commit_row(bind_rest(query, batch, folded, batch)).await
+        self.commit_row(bind_rest(query, batch, folded)).await
     }
 
     /// Looks for the messages of a commit that were neither stored nor refused: whoever sent them is told
@@ -703,19 +724,14 @@ fn statement_of(batch: &Batch, folded: &Folded) -> &'static str {
     }
 }
 
-/// Binds what the statement of `like` takes beside messages.
-fn bind_rest<'q, Row>(
-    query: Query<'q, Row>,
-    batch: &Batch,
-    folded: &Folded,
-    like: &Batch,
-) -> Query<'q, Row> {
+/// Binds what the statement of [`statement_of`] takes beside messages.
+fn bind_rest<'q, Row>(query: Query<'q, Row>, batch: &Batch, folded: &Folded) -> Query<'q, Row> {
     let query = bind_stand_ins(bind_rejects(bind_sessions(query, batch), batch), batch);
-    if like.erasures.is_empty() && like.changes.is_empty() && folded.is_empty() {
+    if batch.erasures.is_empty() && batch.changes.is_empty() && folded.is_empty() {
         return query;
     }
     let query = bind_states(bind_refused(bind_changes(query, folded), batch, folded), folded);
-    if like.erasures.is_empty() { query } else { bind_erasures(query, batch) }
+    if batch.erasures.is_empty() { query } else { bind_erasures(query, batch) }
 }
 
 fn bind_messages<'q, Row>(query: Query<'q, Row>, batch: &Batch, folded: &Folded) -> Query<'q, Row> {
@@ -789,6 +805,7 @@ fn bind_refused<'q, Row>(query: Query<'q, Row>, batch: &Batch, folded: &Folded) 
     let rows: Vec<_> = batch.messages.iter().filter(is_refused).collect();
     query
         .bind(rows.iter().map(|row| row.place.partition.to_column()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| column(row.place.sequence)).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.new.id.as_str().to_owned()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.session.to_string()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.place.recorded_at).collect::<Vec<_>>())

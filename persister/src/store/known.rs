@@ -61,6 +61,14 @@ impl Store {
         Ok(known)
     }
 
+    /// Asks for nothing: an error if it could not be asked for something.
+    pub(super) async fn knows_nothing(&self) -> sqlx::Result<()> {
+        for sql in [KNOWN_STATES, KNOWN_MESSAGES, KNOWN_CHANGES, KNOWN_REFUSED] {
+            self.pool.execute(sqlx::query(sql).bind(Vec::<String>::new())).await?;
+        }
+        Ok(())
+    }
+
     async fn add_decided(
         &self,
         batch: &Batch,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Backups, Client, JsClients, Link, Stack, eventually, is_taken};
 use tokio::time::Instant;
 
@@ -424,9 +424,22 @@ async fn what_is_not_read_is_counted_and_marks_only_move_forward() {
         ids.push(say(&visitor, "user_message", &session, &n.to_string()).await["id"].clone());
     }
     assert_eq!(session_of(&agent, &session).await["unread"], 99);
-    for (read, unread) in [(50, 54), (20, 54), (102, 2)] {
-        let mark = with(&session, "messageId", ids[read].clone());
-        assert_eq!(agent.ask("mark-read", mark.clone()).await, mark);
+    // What is marked here goes on with what is marked in the session: when that is told, the other is decided.
+    let beside = open(&visitor).await;
+    agent.ask("admin-join-session", json!({ "sessionId": beside })).await;
+    for (nth, (reads, unread)) in
+        [(vec![50], 54), (vec![20], 54), (vec![102, 70], 2)].into_iter().enumerate()
+    {
+        let seen = say(&visitor, "user_message", &beside, "Hello?").await["id"].clone();
+        for mark in reads.into_iter().map(|read| with(&session, "messageId", ids[read].clone())) {
+            assert_eq!(agent.ask("mark-read", mark.clone()).await, mark);
+        }
+        agent.ask("mark-read", with(&beside, "messageId", seen.clone())).await;
+        eventually(SOON, "what is beside it is told", async || {
+            let told = agent.seen("read").await;
+            told.iter().filter(|it| it["sessionId"] == *beside).count() == nth + 1
+        })
+        .await;
         eventually(SOON, "it is counted", async || {
             session_of(&agent, &session).await["unread"] == unread
         })
@@ -435,8 +448,12 @@ async fn what_is_not_read_is_counted_and_marks_only_move_forward() {
     let of_agent =
         |read: usize| json!({ "sessionId": session, "reader": "admin", "messageId": ids[read] });
     for client in [&visitor, &agent] {
-        eventually(SOON, "the room is told", async || client.count("read").await == 2).await;
-        assert_eq!(client.seen("read").await, [of_agent(50), of_agent(102)]);
+        let told = async || {
+            let told = client.seen("read").await.into_iter();
+            told.filter(|it| it["sessionId"] == *session).collect::<Vec<_>>()
+        };
+        eventually(SOON, "the room is told", async || told().await.len() == 2).await;
+        assert_eq!(told().await, [of_agent(50), of_agent(102)]);
     }
     let mark = with(&session, "messageId", ids[104].clone());
     visitor.ask("mark-read", mark).await;
@@ -578,6 +595,56 @@ async fn what_was_decided_goes_with_an_erased_session() {
     })
     .await;
     assert_eq!(stack.persister(0).metric("chat_persister_dead_letters_added_total").await, Some(0));
+}
+
+/// Rights that were given table by table may not cover a new one.
+#[tokio::test]
+async fn a_right_that_is_missing_sets_nothing_aside() {
+    let stack = Stack::builder().own_postgres().services_stopped().start().await;
+    let pool = stack.pool();
+    stack.start_services().await;
+    let js_clients = JsClients::start().await;
+    let visitor = js_clients.client(&stack.url(""), &["websocket"]).await;
+    let session = open(&visitor).await;
+    say(&visitor, "user_message", &session, "before").await;
+    for table in ["RefusedMessage", "SessionChange"] {
+        let rename = |from: &str, to: &str| format!(r#"ALTER TABLE "{from}" RENAME TO "{to}""#);
+        let away = AssertSqlSafe(rename(table, "away"));
+        sqlx::raw_sql(away).execute(&pool).await.unwrap();
+        say(&visitor, "user_message", &session, table).await;
+        let failures = stack.persister(0).metric("chat_persister_commit_failures_total").await;
+        eventually(SOON, "it is tried again", async || {
+            let now = stack.persister(0).metric("chat_persister_commit_failures_total").await;
+            now > failures || table == "SessionChange"
+        })
+        .await;
+        let back = AssertSqlSafe(rename("away", table));
+        sqlx::raw_sql(back).execute(&pool).await.unwrap();
+    }
+    say(&visitor, "user_message", &session, "behind").await;
+    let said = json!(["before", "RefusedMessage", "SessionChange", "behind"]);
+    eventually(SOON, "all is stored", async || everything(&pool).await[0][4] == said).await;
+    assert_eq!(stack.persister(0).metric("chat_persister_dead_letters_added_total").await, Some(0));
+}
+
+/// A change that stands in the log before its session is there, as where the opening was lost.
+#[tokio::test]
+async fn a_change_of_no_session_is_refused_and_ends_nothing() {
+    let stack = Stack::start().await;
+    let js_clients = JsClients::start().await;
+    let visitor = js_clients.client(&stack.url(""), &["websocket"]).await;
+    let session = open(&visitor).await;
+    say(&visitor, "user_message", &session, "before").await;
+    // Somebody's tool emptied the tables: the gateway knows the session still.
+    let pool = stack.pool();
+    let emptied = r#"TRUNCATE "Message", "ChatSession""#;
+    sqlx::raw_sql(emptied).execute(&pool).await.unwrap();
+    let claim = with(&session, "agent", "anna");
+    let refused = visitor.ask("claim-session", claim.clone()).await;
+    assert_eq!(refused["error"]["code"], "session_not_found", "{refused}");
+    say(&visitor, "user_message", &session, "behind").await;
+    let claimed = visitor.ask("claim-session", claim).await;
+    assert_eq!(claimed["session"]["assignee"], "anna", "{claimed}");
 }
 
 #[tokio::test]

@@ -203,7 +203,9 @@ async fn more_than_a_page_is_told_whole() {
     let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
     let cursor = Reader::begin(&stack, 0, None).await.end();
     let session = open(&client).await;
-    let contents = numbered(0..1_000);
+    // More than a page in number, and then in bytes.
+    let long = (0..150).map(|n| format!("{n} {}", "я".repeat(4_000)));
+    let contents: Vec<_> = numbered(0..1_000).into_iter().chain(long).collect();
     let sends = contents.iter().map(|it| json!({ "sessionId": session, "content": it })).collect();
     let acks = client.burst("user_message", sends).await;
     assert!(acks.iter().all(is_taken));
@@ -271,6 +273,11 @@ async fn a_cursor_of_another_database_says_what_begins_anew() {
         let problem: Value = answer.json().await.unwrap();
         assert!(problem["detail"].as_str().unwrap().starts_with("after: "), "{problem}");
     }
+    // Cut off at once behind the beginning it goes on, and nothing is new to it.
+    let at_first = Reader::begin(&stack, 0, Some("0")).await.seen()[0].id.clone().unwrap();
+    let again = Reader::begin(&stack, 0, Some(&at_first)).await;
+    again.says(&session, &["Hello?".to_owned()]).await;
+    assert_eq!(again.seen()[0].name, "ready");
     // Of the two, where it was last counts.
     let here = reader.cursor();
     let request = stack.http().get(stack.url("/api/events?after=x"));

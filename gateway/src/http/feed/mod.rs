@@ -8,13 +8,20 @@ pub mod cursor;
 pub mod reader;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::stream;
+use shared::lifecycle::Stop;
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
+use crate::access::limits::ReadSlot;
 use crate::access::rights::Caller;
 use crate::app::Gateway;
 use crate::error::ClientError;
@@ -23,12 +30,14 @@ use crate::problem::Problem;
 use cursor::Cursor;
 use reader::FeedReader;
 
-/// Where feeds are read.
-pub const PATH: &str = "/api/events";
 /// Feeds of a gateway at a time.
 const FEEDS_MAX: usize = 64;
 /// Most partitions: each takes some 20 characters of every cursor.
 const PARTITIONS_MAX: u16 = 64;
+/// How often something comes, by the contract.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// What comes then.
+const COMMENT: &[u8] = b":\n\n";
 /// With it an `EventSource` that comes back says how far it was.
 const LAST_EVENT_ID: &str = "last-event-id";
 
@@ -36,10 +45,9 @@ const LAST_EVENT_ID: &str = "last-event-id";
 pub async fn events(
     State(gateway): State<Arc<Gateway>>,
     Extension(caller): Extension<Caller>,
-    headers: HeaderMap,
-    uri: Uri,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let cursor = cursor_of(&headers, &uri)?;
+    let cursor = cursor_of(request.headers(), request.uri())?;
     if gateway.config.log.partitions.get() > PARTITIONS_MAX {
         let text = format!("a feed is of {PARTITIONS_MAX} partitions at most");
         return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, text));
@@ -47,10 +55,12 @@ pub async fn events(
     if gateway.ring.readers() >= FEEDS_MAX {
         return Err(ClientError::overloaded().into());
     }
-    let reader = FeedReader::new(gateway, caller, cursor);
-    let body = stream::unfold(reader, |mut reader| async move {
-        let chunk = reader.next().await?;
-        Some((Ok::<_, std::convert::Infallible>(chunk), reader))
+    let address = gateway.config.trusted_proxies.client_of(&request);
+    let slot = address.map(|address| gateway.limits.feed_under_way(address)).transpose()?.flatten();
+    let feed = Feed::begin(gateway, caller, cursor, slot);
+    let body = stream::unfold(feed, |mut feed| async move {
+        let chunk = feed.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(chunk), feed))
     });
     let head = [
         (header::CONTENT_TYPE, "text/event-stream"),
@@ -59,6 +69,48 @@ pub async fn events(
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     Ok((head, Body::from_stream(body)).into_response())
+}
+
+/// An answer that is under way. What is to be told next is read beside it: a comment that is due holds nothing up.
+struct Feed {
+    chunks: mpsc::Receiver<Bytes>,
+    stop: Stop,
+    caller: Caller,
+    _reading: AbortOnDropHandle<()>,
+    _slot: Option<ReadSlot>,
+}
+
+impl Feed {
+    fn begin(
+        gateway: Arc<Gateway>,
+        caller: Caller,
+        cursor: Option<Cursor>,
+        slot: Option<ReadSlot>,
+    ) -> Self {
+        let (told, chunks) = mpsc::channel(1);
+        let stop = gateway.stop.clone();
+        let mut reader = FeedReader::new(gateway, cursor);
+        let reading = async move {
+            // Nobody takes it any more where the answer is over: then this ends too.
+            while let Ok(place) = told.reserve().await {
+                place.send(reader.next().await);
+            }
+        };
+        let reading = AbortOnDropHandle::new(tokio::spawn(reading));
+        Self { chunks, stop, caller, _reading: reading, _slot: slot }
+    }
+
+    /// The next part of the answer; `None` at its end.
+    async fn next(&mut self) -> Option<Bytes> {
+        let left = self.caller.expires_at.map(|end| end - OffsetDateTime::now_utc());
+        let left = left.map_or(Duration::MAX, |left| left.try_into().unwrap_or_default());
+        let next = tokio::time::timeout(left.min(HEARTBEAT), self.chunks.recv());
+        match self.stop.run_until_cancelled(next).await? {
+            Ok(chunk) => chunk,
+            Err(_) if self.caller.has_expired() => None,
+            Err(_) => Some(Bytes::from_static(COMMENT)),
+        }
+    }
 }
 
 /// Whoever comes back says so in a header; the address is that of the first time.

@@ -8,34 +8,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use shared::announcement::{Epoch, Fate, Position};
+use shared::announcement::{Fate, Position};
 use shared::ids::{SessionDigest, SessionId};
 use shared::partition::Partition;
 use shared::timestamp::Timestamp;
-use time::OffsetDateTime;
 
-use crate::access::rights::Caller;
 use crate::app::Gateway;
-use crate::db::events::StoredEvent;
+use crate::db::events::{BEGINNING, StoredEvent};
 use crate::delivery::heard::{Heard, HeardEntry};
 use crate::delivery::ring::RingReader;
 use crate::http::feed::cursor::Cursor;
 use crate::metrics::METRICS;
 
-/// How often something comes, by the contract.
-const HEARTBEAT: Duration = Duration::from_secs(15);
-/// What comes then: a comment.
-const COMMENT: &str = ":\n\n";
 /// Pause after Postgres did not answer.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Before the first epoch of a partition: none has this one.
-const BEGINNING: Position = Position { epoch: Epoch(0), sequence: 0 };
 
 /// A feed that is read.
 pub struct FeedReader {
     gateway: Arc<Gateway>,
-    caller: Caller,
     ring: RingReader,
     known: Cursor,
     /// Whether the epochs of the cursor it was given are to be looked up, and the first event is to come.
@@ -86,7 +76,7 @@ struct Reset<'a> {
 
 impl FeedReader {
     /// Goes on behind a cursor, or begins now.
-    pub fn new(gateway: Arc<Gateway>, caller: Caller, cursor: Option<Cursor>) -> Self {
+    pub fn new(gateway: Arc<Gateway>, cursor: Option<Cursor>) -> Self {
         METRICS.feeds.inc();
         // Before it is looked where everything stands: what is announced then is not missed.
         let ring = gateway.ring.reader();
@@ -96,28 +86,13 @@ impl FeedReader {
         };
         let known = cursor.unwrap_or_else(|| Cursor(gateway.positions.all()));
         let (heard, held) = (VecDeque::new(), None);
-        Self { gateway, caller, ring, known, is_new: true, heard, behind, held }
+        Self { gateway, ring, known, is_new: true, heard, behind, held }
     }
 
-    /// The next part of the answer; `None` at its end.
-    pub async fn next(&mut self) -> Option<Bytes> {
-        let stop = self.gateway.stop.clone();
-        let left = self.caller.expires_at.map(|end| end - OffsetDateTime::now_utc());
-        let left = left.map_or(Duration::MAX, |left| left.try_into().unwrap_or_default());
-        let next = tokio::time::timeout(left.min(HEARTBEAT), self.told());
-        match stop.run_until_cancelled(next).await? {
-            Ok(text) => Some(text.into()),
-            Err(_) if self.caller.has_expired() => None,
-            // What was begun goes on with the next part: nothing is lost by that.
-            Err(_) => Some(COMMENT.into()),
-        }
-    }
-
-    /// The next batch of events, once there is one. It may be broken off at any await: what it has not told yet is
-    /// kept until then.
-    async fn told(&mut self) -> String {
+    /// The next batch of events, once there is one.
+    pub async fn next(&mut self) -> Bytes {
         if self.is_new {
-            return self.first().await;
+            return self.first().await.into();
         }
         loop {
             let pieces = match self.behind.first().copied() {
@@ -141,11 +116,10 @@ impl FeedReader {
                     continue;
                 }
             };
-            // From here on nothing is awaited.
             self.go_on(known);
             let text = self.write(pieces, &sessions);
             if !text.is_empty() {
-                return text;
+                return text.into();
             }
         }
     }
@@ -166,13 +140,16 @@ impl FeedReader {
             tokio::time::sleep(RETRY).await;
         };
         let mut text = String::new();
-        let is_known = |place: &(&Partition, &Position)| known.contains(&(*place.0, place.1.epoch));
+        let is_known = |(partition, position): &(&Partition, &Position)| {
+            position.epoch == BEGINNING.epoch || known.contains(&(**partition, position.epoch))
+        };
         let places = self.known.0.iter();
         let unknown: Vec<_> =
             places.filter(|it| is_given && !is_known(it)).map(|it| *it.0).collect();
         if !unknown.is_empty() {
             let partitions: Vec<_> = unknown.iter().map(|it| it.number()).collect();
             event(&mut text, "reset", &Reset { partitions: &partitions });
+            self.known.0.extend(unknown.into_iter().map(|partition| (partition, BEGINNING)));
         }
         // What the cursor does not name begins with its first record.
         for partition in &self.behind {

@@ -67,8 +67,6 @@ pub async fn post(
     let send = Send::message(session, message, has_offset);
     let (code, answer) = match accept_message::outcome(gateway.way_of_sends(), send).await {
         Outcome::Stored => (StatusCode::CREATED, Acked::stored(&id)),
-        // Whether an AI may still answer is decided where it is stored.
-        Outcome::Accepted if is_ai => return Err(ClientError::unavailable().into()),
         Outcome::Accepted => (StatusCode::ACCEPTED, Acked::accepted(&id)),
         Outcome::Failed(error) => return Err(error.into()),
     };
