@@ -15,8 +15,8 @@ const read = (file) => readFile(new URL(file, CLIENT), "utf8");
 
 it("the package is its modules, their types, what it is and how it is used", async () => {
   const files = (await packed()).map(({ path }) => path).sort();
-  const types = ["chat.d.ts", "events.d.ts", "react.d.ts"];
-  assert.deepEqual(files, ["README.md", ...LOADED, ...types, "package.json", "react.js"].sort());
+  const types = ["chat.d.ts", "events.d.ts", "react.d.ts", "signals.d.ts"];
+  assert.deepEqual(files, ["README.md", ...LOADED, ...types, "package.json", "react.js", "signals.js"].sort());
   const { exports, dependencies } = JSON.parse(await read("package.json"));
   const named = Object.values(exports).flatMap(Object.values).map((path) => path.slice(2));
   assert.ok(named.every((file) => files.includes(file)), named.join());
@@ -31,7 +31,7 @@ it("what a page loads takes less than 6 KB, with its comments", async () => {
 });
 
 it("a module imports its neighbours, and its peers only where they are asked for", async () => {
-  for (const file of [...LOADED, "react.js"]) {
+  for (const file of [...LOADED, "react.js", "signals.js"]) {
     const source = await read(file);
     const imported = [...source.matchAll(/from "([^"]+)"/g)].map(([, name]) => name);
     const expected = { "chat.js": ["./messages.js", "./tabs.js"], "react.js": ["react", "./chat.js"] }[file] ?? [];

@@ -51,6 +51,8 @@ export interface ChatState {
 export interface Chat {
   /** A new object after every change. */
   readonly state: ChatState;
+  /** Once there is one. */
+  readonly socket: ChatSocket | undefined;
   /** Calls the listener after every change, until the function that comes back is called. */
   subscribe(listener: () => void): () => void;
   /** Puts a message into the outbox. Its `clientOffset`. */

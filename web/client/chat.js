@@ -57,6 +57,10 @@ class Chat {
     return (this.#state ??= this.#snapshot());
   }
 
+  get socket() {
+    return this.#socket;
+  }
+
   subscribe = (listener) => {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);

@@ -8,6 +8,9 @@ import { MessageList, byId, composer, hasClient, notice, planned, showConnection
 const ANSWER_WITHIN = 10_000;
 /** Before what failed is asked for again. */
 const RETRY_AFTER = 1_000;
+/** Who types says so at most this often, and does not any more after this time without another, in milliseconds. */
+const TYPING_TOLD = 3_000;
+const TYPING_OVER = 6_000;
 /** As many the gateway gives at once. */
 const PAGE = 500;
 /** Where the token is, which conversation is open, and who this is where nobody shows a token, until the tab is closed. */
@@ -30,6 +33,7 @@ function Inbox() {
   sessionStorage.setItem(AGENT, agent);
   /** What of the chosen conversation is known: its messages, and whether there are older ones. */
   let chosen = null;
+  let typingEnd;
 
   const showSoon = planned(show);
 
@@ -50,8 +54,17 @@ function Inbox() {
     socket.on("sessions-list", (active) => sessions.active(active));
     socket.on("message", heard);
     socket.on("new-message", ({ sessionId }) => sessions.heard(sessionId, chosen?.sessionId));
+    socket.on("typing", ({ sessionId, sender, typing }) => {
+      if (sessionId === chosen?.sessionId && sender === "user") visitorTypes(typing);
+    });
     socket.on("session-updated", ({ session }) => decided(session));
-    composer((content) => chosen && outbox.send(chosen.sessionId, content));
+    composer((content) => {
+      if (!chosen) return;
+      types(false);
+      outbox.send(chosen.sessionId, content);
+    });
+    byId("content").addEventListener("input", ({ target }) => types(target.value !== ""));
+    document.addEventListener("visibilitychange", read);
     byId("older").addEventListener("click", older);
     byId("back").addEventListener("click", close);
     byId("ai").addEventListener("change", () => change("toggle-ai-mode", { enabled: byId("ai").checked }));
@@ -115,6 +128,7 @@ function Inbox() {
     chosen = { sessionId, stored: new Map(), hasOlder: false };
     sessionStorage.setItem(CHOSEN, sessionId);
     list.clear();
+    visitorTypes(false);
     show();
     byId("visitor").focus();
     if (socket.connected) await open(chosen);
@@ -175,6 +189,26 @@ function Inbox() {
     showSoon();
   }
 
+  function types(typing) {
+    if (!chosen || (typing ? Date.now() < (chosen.typingTold ?? 0) + TYPING_TOLD : !chosen.typingTold)) return;
+    chosen.typingTold = typing ? Date.now() : 0;
+    if (socket.connected) socket.emit("typing", { sessionId: chosen.sessionId, typing });
+  }
+
+  function visitorTypes(typing) {
+    clearTimeout(typingEnd);
+    byId("typing").textContent = typing ? "The visitor is writing …" : "";
+    if (typing) typingEnd = setTimeout(() => visitorTypes(false), TYPING_OVER);
+  }
+
+  /** Everything that is shown was read. */
+  function read() {
+    const last = chosen && [...chosen.stored.keys()].at(-1);
+    if (!last || last === chosen.marked || document.hidden || !socket.connected) return;
+    chosen.marked = last;
+    socket.emit("mark-read", { sessionId: chosen.sessionId, messageId: last });
+  }
+
   /** Changes something about the chosen conversation; all agents are told how it is then. */
   async function change(event, payload) {
     const { sessionId } = chosen;
@@ -205,6 +239,7 @@ function Inbox() {
     if (!chosen) return;
     byId("older").hidden = !chosen.hasOlder;
     showDecided();
+    read();
     const mine = outbox.of(chosen.sessionId).filter(({ id }) => !chosen.stored.has(id));
     list.show([...chosen.stored.values(), ...mine]);
   }

@@ -1,6 +1,7 @@
 // The visitor's window: what the client keeps is shown, what is written is handed to it.
 
 import { openChat } from "./chat.js";
+import { openSignals } from "./signals.js";
 import { MessageList, byId, composer, hasClient, notice, planned, showConnection } from "./view.js";
 
 if (hasClient()) start();
@@ -17,11 +18,19 @@ function start() {
     showConnection(connection);
     notice(error?.message ?? "");
     byId("empty").hidden = messages.length > 0;
+    byId("typing").textContent = signals.isAgentTyping ? "An answer is being written …" : "";
     list.show(messages.map(shown));
+    if (!document.hidden) signals.markRead();
   });
+  const signals = openSignals(chat, () => show());
   chat.subscribe(show);
   show();
-  composer((content) => chat.send(content));
+  composer((content) => {
+    signals.typing(false);
+    chat.send(content);
+  });
+  byId("content").addEventListener("input", ({ target }) => signals.typing(target.value !== ""));
+  document.addEventListener("visibilitychange", show);
 }
 
 function shown(message) {

@@ -22,7 +22,7 @@ const VISITOR: &str = include_str!("../../../web/page/index.html");
 const AGENT: &str = include_str!("../../../web/page/agent.html");
 
 /// What the pages load: name, type, content.
-pub const FILES: [(&str, &str, &str); 14] = [
+pub const FILES: [(&str, &str, &str); 15] = [
     ("page.css", STYLE, include_str!("../../../web/page/page.css")),
     ("visitor.js", SCRIPT, include_str!("../../../web/page/visitor.js")),
     ("agent.js", SCRIPT, include_str!("../../../web/page/agent.js")),
@@ -32,6 +32,7 @@ pub const FILES: [(&str, &str, &str); 14] = [
     ("chat.js", SCRIPT, include_str!("../../../web/client/chat.js")),
     ("messages.js", SCRIPT, include_str!("../../../web/client/messages.js")),
     ("tabs.js", SCRIPT, include_str!("../../../web/client/tabs.js")),
+    ("signals.js", SCRIPT, include_str!("../../../web/client/signals.js")),
     ("icon.svg", PICTURE, include_str!("../../../web/page/icon.svg")),
     ("waiting.svg", PICTURE, include_str!("../../../web/page/waiting.svg")),
     ("accepted.svg", PICTURE, include_str!("../../../web/page/accepted.svg")),

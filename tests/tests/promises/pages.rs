@@ -174,6 +174,15 @@ async fn two_people_talk_in_two_pages_and_nobody_stumbles() {
         [("Hello!", false, None), ("שלום, how can I help?", true, STORED), (&long, false, None)];
     shows(&agent, &seen).await;
 
+    // Who writes is seen, and no more once it is said.
+    visitor.act("fill", json!({ "selector": "#content", "text": "Hm" })).await;
+    eventually(SOON, "the agent sees it", async || {
+        agent.text("#typing").await == "The visitor is writing …"
+    })
+    .await;
+    visitor.act("fill", json!({ "selector": "#content", "text": "" })).await;
+    eventually(SOON, "it is over", async || agent.text("#typing").await.is_empty()).await;
+
     // One who returns finds it all, and a second tab is in the same conversation.
     visitor.reload().await;
     let said = ["Hello!", "שלום, how can I help?", &long];
