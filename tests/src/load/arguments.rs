@@ -60,6 +60,9 @@ pub(super) enum What {
     Open(Open),
     /// Connections that say nothing, from many addresses: what each takes in the gateway's memory.
     Idle(Idle),
+    /// A gateway that is stopped and started: when all its clients are in their sessions again, half of them with
+    /// `after`, and what that takes.
+    Redeploy(Redeploy),
     /// Reads of long histories, beside looks at /health.
     History(History),
     /// What was collected while no persister ran is stored by 1, 2 and 4 of them.
@@ -122,6 +125,14 @@ pub(super) struct Idle {
     /// They open no session.
     #[arg(long)]
     pub(super) without_session: bool,
+}
+
+/// Clients of a gateway that is started again.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Redeploy {
+    /// How many.
+    #[arg(long, default_value_t = 10_000)]
+    pub(super) connections: usize,
 }
 
 /// Readers of histories.

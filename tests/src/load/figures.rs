@@ -86,6 +86,11 @@ impl Figures {
         Self(self.0.into_iter().map(|(of, unit, value)| (name(&of), unit, value)).collect())
     }
 
+    /// The others.
+    pub(super) fn without(self, names: &[&str]) -> Self {
+        Self(self.0.into_iter().filter(|(of, ..)| !names.contains(&of.as_str())).collect())
+    }
+
     /// Appends others.
     pub(super) fn extend(&mut self, others: Self) {
         self.0.extend(others.0);

@@ -1,6 +1,6 @@
 //! Connections that say nothing: what each takes in the gateway's memory.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -48,12 +48,16 @@ pub(super) async fn measure(target: &Target, idle: &Idle) -> Result<Figures> {
 
 async fn connect(target: &Target, number: usize, idle: &Idle) -> Result<SocketClient> {
     let server = target.addresses[number % target.addresses.len()];
-    let from = server.ip().is_loopback().then(|| address(number / OF_ONE_ADDRESS));
-    let mut client = SocketClient::connect_from(server, from).await?;
+    let mut client = SocketClient::connect_from(server, address_of(server, number)).await?;
     if !idle.without_session {
         init(&mut client, None).await?;
     }
     Ok(client)
+}
+
+/// From where one of many clients connects, if it has a choice.
+pub(super) fn address_of(server: SocketAddr, number: usize) -> Option<IpAddr> {
+    server.ip().is_loopback().then(|| address(number / OF_ONE_ADDRESS))
 }
 
 /// One of the sixteen million addresses of the loopback network.

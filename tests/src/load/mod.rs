@@ -1,7 +1,7 @@
 //! `cargo load`: what a server can do, what it takes for it, and what its parts could do.
 //!
 //! `talk` is the closed and the open loop of `talker`s, who keep `account` of what they are shown; `idle`,
-//! `history`, `backlog` and `outage` are the other ways to measure, `parts` is the floor. What comes out
+//! `redeploy`, `history`, `backlog` and `outage` are the other ways to measure, `parts` is the floor. What comes out
 //! are `figures`. Everything runs on one thread.
 
 mod account;
@@ -13,6 +13,7 @@ mod idle;
 mod outage;
 mod pacer;
 mod parts;
+mod redeploy;
 mod talk;
 mod talker;
 mod tally;
@@ -89,6 +90,7 @@ async fn once(arguments: &Arguments, programs: Option<&Path>) -> Result<Figures>
         What::Closed(closed) => measure_closed(&target, closed).await,
         What::Open(open) => talk::measure(&target, &open.crowd, open.load()).await,
         What::Idle(idle) => idle::measure(&target, idle).await,
+        What::Redeploy(redeploy) => redeploy::measure(&target, redeploy).await,
         What::History(history) => history::measure(&target, history).await,
         What::Backlog(backlog) => backlog::measure(&target, backlog).await,
         What::Outage(outage) => outage::measure(&target, outage).await,
