@@ -18,7 +18,7 @@ use super::arguments::Crowd;
 use super::figures::{Figures, Unit, float};
 use super::pacer;
 use super::talker::{MEMBERS, Pace, Phase, Talker, join};
-use super::tally::Tally;
+use super::tally::{IN_TIME, Tally};
 use super::target::Target;
 
 /// Connections that are made at a time.
@@ -141,6 +141,10 @@ impl Conversation {
         let tally = &self.tally;
         let mut figures = Figures::default();
         figures.latency("delivery", &tally.delivery.borrow());
+        if let Some(shown) = tally.shown_in_time() {
+            let name = format!("shown within {} s", IN_TIME.as_secs());
+            figures.add(name, Unit::PerSecond, shown);
+        }
         figures.latency("ack", &tally.ack.borrow());
         figures.count("sent", tally.sent.get());
         for (code, count) in &*tally.refused.borrow() {
@@ -159,9 +163,10 @@ impl Conversation {
         let deadline = Instant::now() + DRAINS_WITHIN;
         let (mut shown, mut news) = (self.tally.shown.get(), Instant::now());
         while Instant::now() < deadline && news.elapsed() < QUIET {
-            let all = (self.tally.sent.get() - self.tally.refusals()) * MEMBERS as u64;
-            let acked = self.tally.acked.get();
-            if self.tally.shown.get() >= all && (acked == 0 || acked * MEMBERS as u64 >= all) {
+            let all = self.tally.sent.get() - self.tally.surely_not_taken();
+            let (acked, refused) = (self.tally.acked.get(), self.tally.refusals());
+            let is_acked = acked == 0 || acked + refused >= self.tally.sent.get();
+            if self.tally.shown.get() >= all * MEMBERS as u64 && is_acked {
                 return;
             }
             if self.tally.shown.get() != shown {

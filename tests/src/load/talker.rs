@@ -12,7 +12,7 @@ use tokio::sync::{mpsc::UnboundedReceiver, watch};
 use crate::socket_client::SocketClient;
 
 use super::account::{Name, Shown};
-use super::tally::{Tally, add};
+use super::tally::{OVERLOADED, Tally, add};
 
 /// Senders of a session.
 pub(super) const MEMBERS: usize = 2;
@@ -204,8 +204,7 @@ impl Talker {
         let answer: Value = serde_json::from_str(&ack[digits..])?;
         let code = answer[0]["error"]["code"].as_str().unwrap_or("no code");
         self.tally.on_refusal(code);
-        // Of any other code nobody knows the outcome.
-        if code == "overloaded" {
+        if code == OVERLOADED {
             self.refused.insert(number);
         }
         self.on_their_way = self.on_their_way.saturating_sub(1);

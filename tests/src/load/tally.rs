@@ -6,7 +6,12 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::figures::histogram;
+use super::figures::{float, histogram};
+
+/// The code of a send that was surely not taken.
+pub(super) const OVERLOADED: &str = "overloaded";
+/// What is shown later is of no use to who waits for it.
+pub(super) const IN_TIME: Duration = Duration::from_secs(2);
 
 /// Counts of a run; everything is on one thread.
 #[derive(Debug)]
@@ -82,9 +87,21 @@ impl Tally {
         }
     }
 
+    /// Messages for each second of the measured time that their senders were shown [`IN_TIME`].
+    pub(super) fn shown_in_time(&self) -> Option<f64> {
+        let measured = self.end.get()?.duration_since(self.begin.get()?);
+        let in_time = self.delivery.borrow().count_between(0, micros(IN_TIME));
+        Some(float(in_time) / measured.as_secs_f64())
+    }
+
     /// Sends that were answered with an error.
     pub(super) fn refusals(&self) -> u64 {
         self.refused.borrow().values().sum()
+    }
+
+    /// Sends that were surely not taken. Of those that were answered with another error nobody knows.
+    pub(super) fn surely_not_taken(&self) -> u64 {
+        self.refused.borrow().get(OVERLOADED).copied().unwrap_or_default()
     }
 
     /// Shows progress every second until it is dropped.
@@ -98,10 +115,11 @@ impl Tally {
             let mut recent = self.recent.borrow_mut();
             let millis = |quantile| Duration::from_micros(recent.value_at_quantile(quantile));
             println!(
-                "  {:>7}/s  p50 {:>8.1?}  p99 {:>8.1?}  sent {:>9}  acked {:>9}  shown {:>9}  refused {:>7}",
+                "  {:>7}/s  p50 {:>8.1?}  p99 {:>8.1?}  most {:>8.1?}  sent {:>9}  acked {:>9}  shown {:>9}  refused {:>7}",
                 now - seen,
                 millis(0.5),
                 millis(0.99),
+                millis(1.0),
                 self.sent.get(),
                 self.acked.get(),
                 self.shown.get(),
