@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
+use futures_util::FutureExt;
 use shared::announcement::{Epoch, Fate, Position};
 use shared::database::{Database, Unusable, answered};
 use shared::ids::{SessionDigest, SessionId};
@@ -15,6 +16,7 @@ use crate::db::rows::{
     CHUNK_BYTES, Cursor, Found, HistoryRow, LAST_CHARS, ListedSession, Offset, ReadUpTo,
     SessionMessage, Snapshot, Sought, Storage, StoredChange, StoredMessage, Words,
 };
+use crate::db::together::{Answered, Together};
 
 /// What Postgres lists connections of gateways as.
 const APPLICATION: &str = "chat-gateway";
@@ -35,10 +37,24 @@ const LATEST_BYTES_MAX: i64 = 16 * 1024 * 1024;
 #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 const LAST_CHARS_READ: i32 = LAST_CHARS as i32 + 1;
 
-/// Whether a session is stored, and whether it was erased.
-const SESSION_EXISTS: &str = r#"
-    SELECT EXISTS (SELECT FROM "ChatSession" WHERE "sessionId" = $1),
-           EXISTS (SELECT FROM "ErasedSession" WHERE "digest" = $2)"#;
+/// Sessions that are asked about together.
+const STORAGES_MAX: usize = 256;
+/// Clients that come back together. What they missed is in memory at once: [`CHUNK_BYTES`] of each.
+const RESUMES_MAX: usize = 16;
+/// Most messages that a client missed and is given at once, fewer where they are long; the rest is read over REST.
+pub const MISSED_MAX: u16 = 500;
+
+/// Whether sessions are stored, and whether they were erased.
+const SESSIONS_EXIST: &str = r#"
+    SELECT s."id" IS NOT NULL, e."digest" IS NOT NULL
+    FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS w ("sessionId", "digest", "ord")
+    LEFT JOIN LATERAL (
+        SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = w."sessionId" LIMIT 1
+    ) s ON true
+    LEFT JOIN LATERAL (
+        SELECT e."digest" FROM "ErasedSession" e WHERE e."digest" = w."digest" LIMIT 1
+    ) e ON true
+    ORDER BY w."ord""#;
 
 /// A session, whatever its id is.
 const SESSION: &str = r#"
@@ -74,33 +90,35 @@ const SEQ: &str = r#"
     SELECT m."seq" FROM "Message" m JOIN "ChatSession" s ON s."id" = m."chatSessionId"
     WHERE m."id" = $2 AND s."sessionId" = $1"#;
 
-/// A session's messages from one of them on, or from the first if that one is not of this session; with them, as of
-/// the same moment, how far the session's partition is stored. Beside that one they are so many and so long at
-/// most, but two in any case: the second tells that there is more.
+/// The messages of some sessions, of each from one of them on, or from the first if that one is not of this session;
+/// with them, as of the same moment, how far the session's partition is stored. Beside that one they are so many and so
+/// long at most, but two in any case: the second tells that there is more.
 const MESSAGES_FROM: &str = r#"
-    WITH session AS (SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = $2)
-    SELECT p."epoch", p."sequence", m.*
-    FROM "LogPartition" p
+    SELECT w."ord", p."epoch", p."sequence", m.*
+    FROM unnest($1::smallint[], $2::text[], $3::text[])
+        WITH ORDINALITY AS w ("partition", "sessionId", "from", "ord")
+    JOIN "LogPartition" p ON p."partition" = w."partition"
+    LEFT JOIN LATERAL (
+        SELECT s."id" FROM "ChatSession" s WHERE s."sessionId" = w."sessionId" LIMIT 1
+    ) s ON true
+    LEFT JOIN LATERAL (
+        SELECT f."seq" FROM "Message" f WHERE f."id" = w."from" AND f."chatSessionId" = s."id" LIMIT 1
+    ) f ON true
     LEFT JOIN LATERAL (
         SELECT n.*,
                row_number() OVER (ORDER BY n."seq") AS "nth",
-               sum(octet_length(n."content")) FILTER (WHERE n."id" <> $3) OVER (
+               sum(octet_length(n."content")) FILTER (WHERE n."id" <> w."from") OVER (
                    ORDER BY n."seq" ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
                ) AS "bytesBefore"
         FROM (
             SELECT m."id", m."sender", m."content", m."createdAt", m."isAI", m."chatSessionId", m."seq",
                    m."logEpoch", m."logSequence"
             FROM "Message" m
-            WHERE m."chatSessionId" = (SELECT "id" FROM session)
-              AND m."seq" >= coalesce((
-                  SELECT known."seq" FROM "Message" known
-                  WHERE known."id" = $3 AND known."chatSessionId" = (SELECT "id" FROM session)
-              ), 0)
+            WHERE m."chatSessionId" = s."id" AND m."seq" >= coalesce(f."seq", 0)
             ORDER BY m."seq" LIMIT $4
         ) n
     ) m ON m."nth" <= 3 OR m."bytesBefore" <= $5
-    WHERE p."partition" = $1
-    ORDER BY m."seq""#;
+    ORDER BY w."ord", m."seq""#;
 
 /// A page of sessions, newest first. Of a parameter as the limit the planner assumes a tenth of all sessions, and
 /// might well read all of them: the number tells it how few they are at most. The first page has no bound: nothing
@@ -335,7 +353,18 @@ pub struct History {
     /// One connection for what delivery missed: rooms must not wait for those who come back.
     delivery: Pool,
     read_permits: Arc<Semaphore>,
+    storages: Together<Pool, SessionId, Storage>,
+    missed: Together<Pool, Resume, Option<Snapshot<StoredMessage>>>,
     database: Database,
+}
+
+/// A client that comes back.
+#[derive(Debug)]
+pub struct Resume {
+    pub partition: Partition,
+    pub session: SessionId,
+    /// The last message that it has.
+    pub id: String,
 }
 
 impl History {
@@ -344,8 +373,13 @@ impl History {
         let connections = database.connection_limit.unwrap_or(CONNECTIONS).max(1);
         let read_permits = Arc::new(Semaphore::new((connections / 2).max(1) as usize));
         let pool = |connections| Pool::new(database, APPLICATION, connections, &[NOT_PARALLEL]);
-        let database = database.clone();
-        Self { pool: pool(connections), delivery: pool(1), read_permits, database }
+        let (delivery, database) = (pool(1), database.clone());
+        let pool = pool(connections);
+        let storages =
+            Together::new(pool.clone(), STORAGES_MAX, |pool, all| storages(pool, all).boxed());
+        let missed =
+            Together::new(pool.clone(), RESUMES_MAX, |pool, all| messages_from(pool, all).boxed());
+        Self { pool, delivery, read_permits, storages, missed, database }
     }
 
     /// The connections that all share, to be counted.
@@ -383,15 +417,8 @@ impl History {
     }
 
     /// Whether a session is stored, or was erased.
-    pub async fn storage_of(&self, session: SessionId) -> sqlx::Result<Storage> {
-        let query = sqlx::query(SESSION_EXISTS)
-            .bind(session.to_string())
-            .bind(session.digest().as_bytes().to_vec());
-        Ok(match self.pool.fetch_one(query).await? {
-            (_, true) => Storage::Erased,
-            (true, false) => Storage::Stored,
-            (false, false) => Storage::Missing,
-        })
+    pub async fn storage_of(&self, session: SessionId) -> Answered<Storage> {
+        self.storages.answer(session).await
     }
 
     /// A session, if it is stored. An adopter's may have any text as its id.
@@ -468,22 +495,12 @@ impl History {
         answered(async { permit.await.map_err(|_| sqlx::Error::PoolClosed) }).await
     }
 
-    /// At most `limit` messages of a session from the one with this id on, or from the first if that
-    /// one is not stored or of another session. Of long ones fewer: enough for a [`CHUNK_BYTES`], and one more.
-    pub async fn messages_from(
-        &self,
-        partition: Partition,
-        session: SessionId,
-        id: &str,
-        limit: u16,
-    ) -> sqlx::Result<Snapshot<StoredMessage>> {
-        let query = sqlx::query(MESSAGES_FROM)
-            .bind(partition.to_column())
-            .bind(session.to_string())
-            .bind(id.to_owned())
-            .bind(i64::from(limit))
-            .bind(CHUNK);
-        Snapshot::of(self.pool.fetch_all(query).await?)
+    /// The messages of a session from one of them on, or from the first if that one is not stored or of another session:
+    /// at most [`MISSED_MAX`] and two. Of long ones fewer: enough for a [`CHUNK_BYTES`], and one more.
+    pub async fn messages_from(&self, resume: Resume) -> Answered<Snapshot<StoredMessage>> {
+        // Nothing was ever stored from this log.
+        let nothing = || Arc::new(sqlx::Error::RowNotFound);
+        self.missed.answer(resume).await?.ok_or_else(nothing)
     }
 
     /// At most `limit` sessions behind the given one, newest first; never more than 501.
@@ -670,6 +687,33 @@ impl History {
         let query = sqlx::query(EPOCH_AFTER).bind(partition.to_column()).bind(epoch.0);
         Ok(self.delivery.fetch_optional(query).await?.map(|(epoch,)| Epoch(epoch)))
     }
+}
+
+async fn storages(pool: Pool, sessions: Vec<SessionId>) -> sqlx::Result<Vec<Storage>> {
+    let digest = |session: &SessionId| session.digest().as_bytes().to_vec();
+    let query = sqlx::query(SESSIONS_EXIST)
+        .bind(sessions.iter().map(SessionId::to_string).collect::<Vec<_>>())
+        .bind(sessions.iter().map(digest).collect::<Vec<_>>());
+    let rows: Vec<(bool, bool)> = pool.fetch_all(query).await?;
+    let storage = |row| match row {
+        (_, true) => Storage::Erased,
+        (true, false) => Storage::Stored,
+        (false, false) => Storage::Missing,
+    };
+    Ok(rows.into_iter().map(storage).collect())
+}
+
+async fn messages_from(
+    pool: Pool,
+    all: Vec<Resume>,
+) -> sqlx::Result<Vec<Option<Snapshot<StoredMessage>>>> {
+    let query = sqlx::query(MESSAGES_FROM)
+        .bind(all.iter().map(|resume| resume.partition.to_column()).collect::<Vec<_>>())
+        .bind(all.iter().map(|resume| resume.session.to_string()).collect::<Vec<_>>())
+        .bind(all.iter().map(|resume| resume.id.clone()).collect::<Vec<_>>())
+        .bind(i64::from(MISSED_MAX) + 2)
+        .bind(CHUNK);
+    Snapshot::each(pool.fetch_all(query).await?, all.len())
 }
 
 #[cfg(test)]

@@ -5,3 +5,4 @@ pub mod history;
 pub mod rows;
 pub mod schema;
 pub mod search;
+pub mod together;

@@ -228,11 +228,31 @@ impl<'r, T: FromRow<'r, PgRow>> FromRow<'r, PgRow> for SnapshotRow<T> {
     }
 }
 
+/// A row of one of several [`Snapshot`]s.
+#[derive(FromRow)]
+pub struct Numbered<T> {
+    ord: i64,
+    #[sqlx(flatten)]
+    row: SnapshotRow<T>,
+}
+
 impl<T> Snapshot<T> {
     /// An error if the partition has no row: nothing was ever stored from this log.
     pub fn of(rows: Vec<SnapshotRow<T>>) -> sqlx::Result<Self> {
         let stored = rows.first().ok_or(sqlx::Error::RowNotFound)?.stored;
         Ok(Self { stored, rows: rows.into_iter().filter_map(|row| row.row).collect() })
+    }
+
+    /// The same of several at once, numbered from 1; `None` where there is no row of it.
+    pub fn each(rows: Vec<Numbered<T>>, count: usize) -> sqlx::Result<Vec<Option<Self>>> {
+        let mut all: Vec<Option<Self>> = (0..count).map(|_| None).collect();
+        for Numbered { ord, row } in rows {
+            let place = usize::try_from(ord - 1).ok().and_then(|index| all.get_mut(index));
+            let place = place.ok_or_else(|| sqlx::Error::Protocol("nobody asked for it".into()))?;
+            let found = place.get_or_insert(Self { stored: row.stored, rows: Vec::new() });
+            found.rows.extend(row.row);
+        }
+        Ok(all)
     }
 }
 

@@ -12,7 +12,9 @@ use crate::access::client_address;
 use crate::access::limits::SocketSlot;
 use crate::access::rights::Action;
 use crate::app::Gateway;
+use crate::db::history::{MISSED_MAX, Resume};
 use crate::db::rows::{CHUNK_BYTES, Snapshot, StoredMessage, fitting};
+use crate::db::together::Answered;
 use crate::error::ClientError;
 use crate::fields::{Field, Fields, Kind, echo, lenient};
 use crate::log::accept_message;
@@ -23,9 +25,6 @@ use crate::socket::ack::Ack;
 use crate::socket::connection::Connection;
 use crate::socket::handshake;
 use crate::socket::payload::{RawEvent, Text};
-
-/// Most messages in the ack of a client that comes back, fewer where they are long; the rest is read over REST.
-const MISSED_MAX: u16 = 500;
 
 /// What a client asks for; anything else counts as nothing asked for.
 #[derive(Default, Deserialize)]
@@ -256,18 +255,14 @@ impl Waiting {
 ///
 /// `None` while Postgres lacks what clients were shown: it was restored from an older backup and
 /// catches up. What is replayed is not emitted again, so it must be there when it is read.
-async fn missed(
-    gateway: &Gateway,
-    session: SessionId,
-    after: &str,
-) -> sqlx::Result<Option<Missed>> {
+async fn missed(gateway: &Gateway, session: SessionId, after: &str) -> Answered<Option<Missed>> {
     let partition = gateway.config.log.partitions.partition_of(session);
     // Read before Postgres is: what is emitted later is held back.
     let emitted = gateway.positions.of(partition);
     // Postgres refuses U+0000 in a text: no message can have such an id.
-    let id = if after.contains('\0') { "" } else { after };
-    let Snapshot { stored, mut rows } =
-        gateway.history.messages_from(partition, session, id, MISSED_MAX + 2).await?;
+    let id = if after.contains('\0') { "" } else { after }.to_owned();
+    let resume = Resume { partition, session, id };
+    let Snapshot { stored, mut rows } = gateway.history.messages_from(resume).await?;
     if emitted.is_some_and(|emitted| !emitted.is_within(stored)) {
         return Ok(None);
     }

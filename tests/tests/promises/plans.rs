@@ -9,7 +9,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use gateway::db::history::{History, STRETCH};
+use futures_util::future::join_all;
+use gateway::db::history::{History, Resume, STRETCH};
 use gateway::db::rows::{Cursor, Sought, Storage};
 use gateway::db::search::{SearchState, Window};
 use persister::batch::{self, LogPlace, LogRecord};
@@ -44,13 +45,15 @@ const TO_ERASE: u64 = 12_000;
 /// a persister is as long.
 const PAGE: f64 = 501.0;
 /// Where it is another number, and why.
-const OTHER_PAGES: [(&str, f64); 13] = [
+const OTHER_PAGES: [(&str, f64); 14] = [
     // Of each session as many messages are counted as are shown.
     ("LISTED", 99.0 * 501.0),
     ("NEWEST", 99.0 * 501.0),
     // Pages of histories.
     ("MESSAGES", 1_001.0),
     ("LAST_MESSAGES", 1_001.0),
+    // 16 clients that come back, of each a page.
+    ("MESSAGES_FROM", 8_032.0),
     // The page ends within a session, of which as many may be looked at.
     ("MESSAGES_OF", 2_000.0),
     // What the index has of a wide window, whose rows are not read beyond a narrow one's.
@@ -356,7 +359,11 @@ async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     assert!(!history.is_replica().await.unwrap());
     assert!(history.schema_version().await.unwrap().is_some());
     let (one, known) = (session(7), session(7).to_string());
-    assert_eq!(history.storage_of(one).await.unwrap(), Storage::Stored);
+    let crowd = join_all((0..=256).map(|number| history.storage_of(session(number)))).await;
+    assert_eq!(
+        crowd.into_iter().filter(|it| *it.as_ref().unwrap() == Storage::Stored).count(),
+        256
+    );
     assert!(history.session(&known).await.unwrap().is_some());
     assert!(history.extent(&known).await.unwrap().unwrap().count >= i64::try_from(LONG).unwrap());
     for seqs in [0..i64::MAX, 1_100_000..1_200_000] {
@@ -365,8 +372,10 @@ async fn ask_as_a_gateway(history: &History, (behind, long): (Epoch, Epoch)) {
     }
     assert!(history.seq_of(&known, "l1000").await.unwrap().is_some());
     for id in ["l1000", "l290000", "nobody's"] {
-        let snapshot = history.messages_from(Partition::new(7), one, id, 501).await.unwrap();
-        assert_eq!(snapshot.rows.len(), 501);
+        // A crowd of them.
+        let resume = || Resume { partition: Partition::new(7), session: one, id: id.to_owned() };
+        let all = join_all((0..16).map(|_| history.messages_from(resume()))).await;
+        assert!(all.into_iter().all(|snapshot| snapshot.unwrap().rows.len() == 502));
     }
     let first = history.sessions(None, 201).await.unwrap();
     let cursor = Cursor::from(first.last().unwrap());

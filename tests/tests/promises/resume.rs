@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::json;
 use tests::{JsClients, Link, Stack, eventually};
 
@@ -101,6 +102,52 @@ async fn a_client_is_not_shown_again_what_it_comes_back_with() {
     })
     .await;
     assert_eq!(here.messages().await.len(), 1, "{:?}", here.messages().await);
+}
+
+/// Postgres is asked about many of them by one statement.
+#[tokio::test]
+async fn each_of_a_crowd_that_comes_back_at_once_is_in_its_own_session_and_given_what_it_missed() {
+    const CROWD: usize = 60;
+    let stack = Stack::start().await;
+    let js_clients = JsClients::start().await;
+    let speaker = js_clients.client(&stack.url(""), &["websocket"]).await;
+    let mut comings = Vec::new();
+    for number in 0..CROWD {
+        let session = speaker.stay(None).await["sessionId"].clone();
+        let say = async |text: String| {
+            let message = json!({ "sessionId": session, "content": text });
+            speaker.ask("user_message", message).await["id"].clone()
+        };
+        let known = say(format!("{number} known")).await;
+        for missed in 0..number % 3 {
+            say(format!("{number} missed {missed}")).await;
+        }
+        comings.push(match number % 5 {
+            0 => json!({ "sessionId": session }),
+            _ => json!({ "sessionId": session, "after": known }),
+        });
+    }
+    let is_erased = |number: usize| number % 7 == 3;
+    for number in (0..CROWD).filter(|number| is_erased(*number)) {
+        let session = comings[number]["sessionId"].as_str().unwrap();
+        let url = stack.url(&format!("/api/chats/{session}"));
+        assert!(stack.http().delete(url).send().await.unwrap().status().is_success());
+    }
+    stack.gateway(0).terminate().await;
+    stack.gateway(0).start().await;
+    let clients = (0..CROWD).map(async |_| js_clients.client(&stack.url(""), &["websocket"]).await);
+    let clients = join_all(clients).await;
+    let asked = clients.iter().zip(&comings);
+    let back = asked.map(async |(client, coming)| client.ask("init_session", coming.clone()).await);
+    for (number, ack) in join_all(back).await.into_iter().enumerate() {
+        let is_same = ack["sessionId"] == comings[number]["sessionId"];
+        assert_eq!((is_same, &ack["resumed"]), (!is_erased(number), &json!(is_same)), "{ack}");
+        let messages = ack["messages"].as_array().unwrap();
+        let missed = if is_same && number % 5 > 0 { number % 3 } else { 0 };
+        let wanted = (0..missed).map(|nth| format!("{number} missed {nth}"));
+        assert!(wanted.eq(messages.iter().map(|message| message["content"].as_str().unwrap())));
+        assert_eq!(ack["reset"], false, "{ack}");
+    }
 }
 
 /// The longest is a row that something else than this system wrote.
