@@ -40,15 +40,15 @@ impl Reader {
         let (heard, comments) = tokio::sync::watch::channel(0);
         let reading = tokio::spawn(async move {
             let mut parts = answer.bytes_stream();
-            let mut text = String::new();
+            let mut bytes = Vec::new();
             while let Some(Ok(part)) = parts.next().await {
-                text += std::str::from_utf8(&part).unwrap();
-                while let Some((block, rest)) = text.split_once("\n\n") {
-                    match event(block) {
+                bytes.extend(part);
+                while let Some(end) = bytes.windows(2).position(|pair| pair == b"\n\n") {
+                    let block: Vec<u8> = bytes.drain(..end + 2).collect();
+                    match event(std::str::from_utf8(&block).unwrap()) {
                         Some(event) => told.send_modify(|events| events.push(event)),
                         None => heard.send_modify(|comments| *comments += 1),
                     }
-                    text = rest.to_owned();
                 }
             }
         });
