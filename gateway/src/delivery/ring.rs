@@ -162,7 +162,10 @@ mod tests {
         assert_eq!(sequences(&two.next().await), [3]);
         assert_eq!(sequences(&two.next().await), [4]);
         drop((one, two));
-        assert_eq!((ring.lock().bytes, ring.lock().kept.len(), ring.lock().first), (0, 0, 3));
+        {
+            let left = ring.lock();
+            assert_eq!((left.bytes, left.kept.len(), left.first), (0, 0, 3));
+        }
         let mut late = ring.reader();
         ring.push(&heard(5, 10));
         assert_eq!(sequences(&late.next().await), [5]);
