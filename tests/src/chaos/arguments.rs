@@ -36,6 +36,9 @@ pub struct Arguments {
     /// Clients that are the real JavaScript one, by websocket and by polling; 0 for none.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=32))]
     pub javascript: u16,
+    /// Programs that read the feed of all sessions; 0 for none.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=32))]
+    pub feeds: u16,
     /// Only these kinds of fault, by the first words of their names in the table, with commas.
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
@@ -118,7 +121,7 @@ impl Arguments {
 
     /// What to type to repeat it.
     pub(super) fn command(&self) -> String {
-        let Self { minutes, seed, gateways, persisters, rate, javascript, slack, .. } = self;
+        let Self { minutes, seed, gateways, persisters, rate, javascript, feeds, slack, .. } = self;
         let kinds = |option: &str, kinds: &[String]| match kinds {
             [] => String::new(),
             kinds => format!(" {option} '{}'", kinds.join(",")),
@@ -132,7 +135,7 @@ impl Arguments {
         };
         format!(
             "cargo chaos {faults} --seed {seed} --gateways {gateways} --persisters {persisters} \
-             --rate {rate} --javascript {javascript} --slack {slack}{only}"
+             --rate {rate} --javascript {javascript} --feeds {feeds} --slack {slack}{only}"
         )
     }
 }

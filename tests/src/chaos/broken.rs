@@ -21,6 +21,8 @@ pub(super) enum Promise {
     Contract,
     /// Of an erased session nothing is left.
     Erased,
+    /// Feeds tell of what is stored, in its order.
+    Fed,
     /// In time.
     InTime,
     /// The processes come back, and end only when told to.
@@ -29,7 +31,7 @@ pub(super) enum Promise {
 
 impl Promise {
     /// Every one, in the order of the table.
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Stored,
         Self::NothingTwice,
         Self::OrderOfSender,
@@ -38,6 +40,7 @@ impl Promise {
         Self::OneId,
         Self::Contract,
         Self::Erased,
+        Self::Fed,
         Self::InTime,
         Self::Alive,
     ];
@@ -53,6 +56,7 @@ impl Promise {
             Self::OneId => "another id for the same offset",
             Self::Contract => "answers against the contract",
             Self::Erased => "left of erased sessions",
+            Self::Fed => "told by a feed not as it is stored",
             Self::InTime => "too late",
             Self::Alive => "processes that did not live",
         }

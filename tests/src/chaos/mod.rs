@@ -2,15 +2,17 @@
 //! promise holds is looked at all the time and at the end.
 //!
 //! `schedule` decides the faults, `faults` makes them, `crowd` lets clients in, each `client` keeps
-//! account in its room's `ledger`, `verdict` compares that with what is stored. Some sessions are erased or
-//! deleted by SQL meanwhile: `erasures`.
+//! account in its room's `ledger`, `verdict` compares that with what is stored, and with it what programs were told by
+//! `feeds`. Some sessions are erased or deleted by SQL meanwhile: `erasures`.
 
 mod arguments;
 mod broken;
 mod client;
 mod crowd;
 mod erasures;
+mod events;
 mod faults;
+mod feeds;
 mod fill;
 mod foreign;
 mod javascript;
@@ -153,6 +155,7 @@ async fn play(world: &Arc<World>, dumps: Dumps, plan: Vec<Fault>) -> Result<Verd
         0 => None,
         count => Some(Javascript::start(count).await?),
     };
+    let _reading = feeds::enter(world).await?;
     let mut crowd = crowd::enter(world, javascript.as_ref());
     let making = async {
         Arc::clone(&faults).make(plan).await;

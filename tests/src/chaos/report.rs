@@ -54,6 +54,9 @@ pub(super) fn table(world: &World, verdict: &Verdict, broken: &[Broken]) -> Stri
     row("sessions erased", world.erased().len().to_string());
     row("sessions deleted by SQL", world.deleted().len().to_string());
     row("  sends acked after it was asked for", read(&tally.behind_an_end).to_string());
+    for (number, feed) in world.feeds().iter().enumerate() {
+        row(&format!("told by feed {number}"), feed.to_string());
+    }
     row("foreign records", world.foreign().len().to_string());
     for promise in Promise::ALL {
         let count = broken.iter().filter(|broken| broken.promise == promise).count();

@@ -11,6 +11,7 @@ use crate::Service;
 
 use super::broken::{Broken, Promise};
 use super::erasures;
+use super::feeds;
 use super::fill;
 use super::ledger::{Room, Sent, content};
 use super::world::World;
@@ -56,6 +57,7 @@ pub(super) async fn judge(world: &World) -> Result<Verdict> {
     }
     verdict.foreign(world, &pool).await?;
     verdict.broken.extend(erasures::judge(world).await?.into_iter().take(TOLD));
+    verdict.broken.extend(feeds::judge(world, &pool).await?);
     verdict.panics(world)?;
     Ok(verdict)
 }

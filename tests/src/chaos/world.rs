@@ -11,6 +11,7 @@ use crate::Stack;
 
 use super::arguments::Arguments;
 use super::broken::Broken;
+use super::feeds::Feed;
 use super::ledger::Room;
 use super::random::hash;
 use super::spans::Spans;
@@ -47,6 +48,7 @@ pub(super) struct World {
     /// Breakages so far.
     pub(super) broken: watch::Sender<Vec<Broken>>,
     rooms: Mutex<Vec<Arc<Room>>>,
+    feeds: Mutex<Vec<Arc<Feed>>>,
     /// Sessions that are erased in this run.
     erased: Mutex<Vec<String>>,
     /// Sessions that are deleted by SQL in this run.
@@ -87,6 +89,7 @@ impl World {
             leave: watch::Sender::default(),
             broken: watch::Sender::default(),
             rooms: Mutex::default(),
+            feeds: Mutex::default(),
             erased: Mutex::default(),
             deleted: Mutex::default(),
             foreign: Mutex::default(),
@@ -107,6 +110,14 @@ impl World {
 
     pub(super) fn rooms(&self) -> Vec<Arc<Room>> {
         lock(&self.rooms).clone()
+    }
+
+    pub(super) fn add_feed(&self, feed: &Arc<Feed>) {
+        lock(&self.feeds).push(Arc::clone(feed));
+    }
+
+    pub(super) fn feeds(&self) -> Vec<Arc<Feed>> {
+        lock(&self.feeds).clone()
     }
 
     /// A session that is to be erased.
