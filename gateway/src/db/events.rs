@@ -107,6 +107,8 @@ struct FeedMessage {
 
 /// An event, by its sequence and by what comes first of one record.
 type Placed = (u64, u8, StoredEvent);
+/// What comes last.
+const ERASED: u8 = 3;
 
 impl History {
     /// Where a partition stands; `None` if nothing was ever stored of it.
@@ -154,7 +156,9 @@ impl History {
             whole = whole.min(kind.whole);
             placed.extend(kind.events);
         }
-        placed.retain(|(sequence, ..)| *sequence <= whole);
+        // What is refused of a session that was erased moves its end on, behind where the partition stood a moment ago.
+        let is_due = |sequence, rank| sequence <= whole || rank == ERASED && whole == end;
+        placed.retain(|(sequence, rank, _)| is_due(*sequence, *rank));
         placed.sort_by_key(|(sequence, rank, _)| (*sequence, *rank));
         let events = placed.into_iter().map(|(.., event)| event).collect();
         if whole < end {
@@ -233,7 +237,7 @@ impl History {
         let rows: Vec<(Vec<u8>, i64)> = self.rows_after(FEED_ERASED, position).await?;
         Ok(Kind::of(rows, |(digest, sequence)| {
             let digest = SessionDigest::from_column(&digest);
-            (sequence.cast_unsigned(), 3, digest.map(|digest| StoredEvent::Erased { digest }))
+            (sequence.cast_unsigned(), ERASED, digest.map(|digest| StoredEvent::Erased { digest }))
         }))
     }
 

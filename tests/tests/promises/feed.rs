@@ -288,6 +288,25 @@ async fn a_cursor_of_another_database_says_what_begins_anew() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_session_is_told_also_where_something_was_refused_behind_it_meanwhile() {
+    let stack = Stack::start().await;
+    let client = JsClients::start().await.client(&stack.url(""), &["websocket"]).await;
+    let reader = Reader::begin(&stack, 0, None).await;
+    let cursor = reader.cursor();
+    let session = open(&client).await;
+    say(&client, &session, "Hello?").await;
+    let erased = stack.http().delete(stack.url(&format!("/api/chats/{session}"))).send().await;
+    assert_eq!(erased.unwrap().status(), 202);
+    let is_ended = |events: &[Event]| events.iter().any(|event| event.name == "erased");
+    reader.has("the end", is_ended).await;
+    // As a commit does between a feed's look at where the partition stands and its look at what ended.
+    let refused = r#"UPDATE "ErasedSession" SET "lastSequence" = "lastSequence" + 1000"#;
+    sqlx::query(refused).execute(&stack.pool()).await.unwrap();
+    let back = Reader::begin(&stack, 0, Some(&cursor)).await;
+    back.has("the end", is_ended).await;
+}
+
+#[tokio::test]
 async fn something_comes_every_fifteen_seconds_and_a_stop_ends_it() {
     let stack = Stack::start().await;
     let reader = Reader::begin(&stack, 0, None).await;
