@@ -261,12 +261,17 @@ async fn a_cursor_of_another_database_says_what_begins_anew() {
     say(&client, &session, "Hello?").await;
     let foreign = {
         let other = Stack::start().await;
-        Reader::begin(&other, 0, None).await.end()
+        let visitor = JsClients::start().await.client(&other.url(""), &["websocket"]).await;
+        let reader = Reader::begin(&other, 0, None).await;
+        open(&visitor).await;
+        // One that has heard of no partition yet stands at the beginning.
+        reader.has("a session", |events| events.iter().any(|it| it.name == "session")).await;
+        reader.end()
     };
     let reader = Reader::begin(&stack, 0, Some(&foreign)).await;
     let first = &reader.seen()[0];
     assert_eq!(first.name, "reset", "{first:?}");
-    assert_eq!(first.data["partitions"].as_array().unwrap().len(), 16);
+    assert!(!first.data["partitions"].as_array().unwrap().is_empty(), "{first:?}");
     reader.says(&session, &["Hello?".to_owned()]).await;
     for wrong in ["x", "AAAA", "AQA"] {
         let url = stack.url(&format!("/api/events?after={wrong}"));
@@ -280,6 +285,17 @@ async fn a_cursor_of_another_database_says_what_begins_anew() {
     let again = Reader::begin(&stack, 0, Some(&at_first)).await;
     again.says(&session, &["Hello?".to_owned()]).await;
     assert_eq!(again.seen()[0].name, "ready");
+    // Not only with what the log that is there now brought.
+    stack.nats().kill().await;
+    stack.nats().wipe();
+    stack.nats().start().await;
+    let again = json!({ "sessionId": session, "content": "Still?", "clientOffset": "again" });
+    eventually(SOON, "a send is taken", async || {
+        is_taken(&client.ask("user_message", again.clone()).await)
+    })
+    .await;
+    let anew = Reader::begin(&stack, 0, Some(&foreign)).await;
+    anew.says(&session, &["Hello?".to_owned(), "Still?".to_owned()]).await;
     // Of the two, where it was last counts.
     let here = reader.cursor();
     let request = stack.http().get(stack.url("/api/events?after=x"));

@@ -19,7 +19,7 @@ const authorized = (input, init = {}) =>
   fetch(input, { ...init, headers: { .../** @type {Record<string, string>} */ (init.headers), ...(token && { authorization: `Bearer ${token}` }) } });
 
 /** Asks until there is an answer that another try would not change. */
-async function http(/** @type {string} */ method, /** @type {string} */ path, /** @type {object | undefined} */ body, headers = {}) {
+async function http(/** @type {string} */ method, /** @type {string} */ path, /** @type {object | undefined} */ body = undefined, headers = {}) {
   for (;;) {
     const request = { method, headers: { "content-type": "application/json", ...headers }, ...(body && { body: JSON.stringify(body) }) };
     const response = await authorized(url + path, request).catch(() => null);

@@ -184,7 +184,9 @@ impl FeedReader {
         let mut taken = 0;
         for (n, heard) in held.into_iter().chain(&self.heard).enumerate() {
             let at = places.get(&heard.partition).or_else(|| self.known.0.get(&heard.partition));
-            let at = at.copied().unwrap_or(heard.before);
+            let at = at.copied();
+            // One that was never heard of begins here.
+            let at = at.unwrap_or_else(|| *places.entry(heard.partition).or_insert(heard.before));
             if !heard.before.is_within(at) {
                 // What was read for it is there by now: a worker that was fenced had a last word.
                 if n == 0 && held.is_some() {
