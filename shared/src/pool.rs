@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnection, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Execute, FromRow, Postgres, SqlStr, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, Execute, FromRow, Postgres, SqlStr, Transaction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -50,6 +50,14 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Fresh(Mutex<Vec<(PoolConnection<Postgres>, Instant)>>);
 
+/// A connection that was kept.
+enum Kept {
+    Fresh(PoolConnection<Postgres>),
+    /// It must be asked whether it is still there. Not by the driver's pool: that has a connection back only after a while,
+    /// and meanwhile makes another one.
+    Stale(PoolConnection<Postgres>),
+}
+
 impl Fresh {
     fn kept(&self) -> MutexGuard<'_, Vec<(PoolConnection<Postgres>, Instant)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -59,16 +67,16 @@ impl Fresh {
         self.kept().push((connection, Instant::now()));
     }
 
-    /// The latest; if it is not fresh any more, all go back to the driver's pool.
-    fn take(&self) -> Option<PoolConnection<Postgres>> {
+    /// The latest. If it is not fresh any more, the others go back to the driver's pool.
+    fn take(&self) -> Option<Kept> {
         let mut kept = self.kept();
         let (connection, answered_at) = kept.pop()?;
         if answered_at.elapsed() < FRESH {
-            return Some(connection);
+            return Some(Kept::Fresh(connection));
         }
         drop(kept);
-        drop((connection, self.take_all()));
-        None
+        drop(self.take_all());
+        Some(Kept::Stale(connection))
     }
 
     fn take_all(&self) -> Vec<(PoolConnection<Postgres>, Instant)> {
@@ -170,13 +178,24 @@ impl Pool {
     async fn request(&self) -> sqlx::Result<Connection> {
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
-        if let Some(connection) = self.fresh.take() {
-            let held = Held::Session(connection);
-            return Ok(Connection { held, is_kept: true, _permit: permit });
-        }
+        let stale = match self.fresh.take() {
+            Some(Kept::Fresh(connection)) => {
+                let held = Held::Session(connection);
+                return Ok(Connection { held, is_kept: true, _permit: permit });
+            }
+            Some(Kept::Stale(connection)) => Some(connection),
+            None => None,
+        };
         let (connections, set_local) = (self.connections.clone(), self.set_local.clone());
         let request = tokio::spawn(async move {
-            let held = open(&connections, set_local.as_deref()).await?;
+            let there = match stale {
+                Some(connection) => still_there(connection).await,
+                None => None,
+            };
+            let held = match there {
+                Some(connection) => Held::Session(connection),
+                None => open(&connections, set_local.as_deref()).await?,
+            };
             Ok(Connection { held, is_kept: false, _permit: permit })
         });
         // It outlasts who waits for it. What nobody waits for any more goes into the pool as it is dropped.
@@ -308,6 +327,15 @@ fn is_gone(error: &sqlx::Error) -> bool {
         sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
         _ => false,
     }
+}
+
+/// The connection, if it answers.
+async fn still_there(mut connection: PoolConnection<Postgres>) -> Option<PoolConnection<Postgres>> {
+    if matches!(timeout(ACQUIRE_TIMEOUT, connection.ping()).await, Ok(Ok(()))) {
+        return Some(connection);
+    }
+    connection.close_on_drop();
+    None
 }
 
 async fn open(connections: &PgPool, set_local: Option<&str>) -> sqlx::Result<Held> {

@@ -256,6 +256,32 @@ async fn a_history_is_read_at_once_behind_a_cut() {
     }
 }
 
+/// A connection that nobody used for a while is asked whether it is still there, and not replaced meanwhile.
+#[tokio::test]
+async fn a_history_is_read_at_once_behind_a_rest_however_long_connections_take() {
+    /// Longer than what answered is taken for one that answers.
+    const RESTED: &str = "
+        SELECT coalesce(bool_and(state = 'idle' AND state_change < clock_timestamp() - interval '150 ms'), false)
+        FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'chat-gateway'";
+    let stack = Stack::builder().proxy(Link::GatewayPostgres).start().await;
+    let (http, history) = (stack.http(), stack.url(&format!("/api/chats/{UNKNOWN}")));
+    let (proxy, pool) = (stack.proxy(Link::GatewayPostgres, 0), stack.pool());
+    let read = async || http.get(&history).send().await.unwrap().status() == 200;
+    proxy.delay(CONNECTS_IN);
+    for _ in 0..4 {
+        proxy.cut();
+        eventually(SOON, "it is cut", async || !read().await).await;
+        proxy.mend();
+        eventually(SOON, "a history is read", read).await;
+        eventually(SOON, "nothing is asked for a while", async || {
+            sqlx::query_scalar(RESTED).fetch_one(&pool).await.unwrap()
+        })
+        .await;
+        assert!(read().await);
+    }
+}
+
 #[tokio::test]
 async fn while_postgres_is_away_every_event_is_answered_and_known_sessions_go_on() {
     let stack = Stack::builder().durable().start().await;
