@@ -77,12 +77,22 @@ impl Balancer {
 
     /// Waits until it gives clients to so many gateways.
     pub async fn knows(&self, gateways: usize) {
-        let wanted = format!(r#"haproxy_backend_active_servers{{proxy="gateways"}} {gateways}"#);
+        let wanted = format!("the balancer knows {gateways} gateways");
         eventually(STARTS_WITHIN, &wanted, async || {
-            let Ok(metrics) = reqwest::get(self.ops_url("/metrics")).await else { return false };
-            metrics.text().await.is_ok_and(|text| text.lines().any(|line| line == wanted))
+            self.of_gateways("active_servers").await == Some(gateways)
         })
         .await;
+    }
+
+    /// How many requests, polls and websockets are at its gateways.
+    pub async fn open_requests(&self) -> Option<usize> {
+        self.of_gateways("current_sessions").await
+    }
+
+    async fn of_gateways(&self, metric: &str) -> Option<usize> {
+        let name = format!(r#"haproxy_backend_{metric}{{proxy="gateways"}} "#);
+        let metrics = reqwest::get(self.ops_url("/metrics")).await.ok()?.text().await.ok()?;
+        metrics.lines().find_map(|line| line.strip_prefix(&name))?.parse().ok()
     }
 }
 

@@ -49,10 +49,14 @@ async fn crowd(
     transport: &str,
 ) -> Vec<(Client, String)> {
     let mut crowd = Vec::new();
-    for _ in 0..CLIENTS {
+    let before = balancer.open_requests().await.expect("a count of requests");
+    for nth in 1..=CLIENTS {
         let client = js_clients.client(&balancer.url(""), &[transport]).await;
         let session = enter(&client).await;
         crowd.push((client, session));
+        // Between two polls a client is at no gateway, and that one would be given the next.
+        let rests = async || balancer.open_requests().await == Some(before + nth);
+        eventually(SOON, "each client polls, or has its websocket", rests).await;
     }
     crowd
 }
