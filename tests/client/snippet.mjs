@@ -20,7 +20,8 @@ async function ask(event, data) {
   }
 }
 
-// At every connect, not only the first: join, and be given what was said since `after`.
+// At every connect, not only the first: join, and be given what was said since `after`. Of more than 500 messages
+// the rest is in the history: ack.more.
 const joined = new Promise((resolve) => socket.on("connect", async () => {
   const ack = await ask("init_session", () => ({ sessionId, after }));
   sessionId = ack.sessionId;
