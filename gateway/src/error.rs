@@ -24,7 +24,7 @@ pub enum ErrorCode {
     TooLarge,
     /// Too many in a time: see `retryAfterMs`.
     RateLimited,
-    /// The log is full or too slow: surely nothing was taken, try again.
+    /// The log is full, or more waits than can be stored soon: surely nothing was taken, try again.
     Overloaded,
     /// Nobody knows what became of it: send it again with a `clientOffset`.
     Unavailable,

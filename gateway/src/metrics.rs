@@ -23,6 +23,7 @@ pub struct Metrics {
     pub publishes_in_flight: Gauge,
     /// Sends whose fate is not known yet.
     pub pending_sends: Gauge,
+    pub sends_waiting_max: Gauge,
     /// Sends whose fate was announced, not heard, and found in Postgres.
     pub fates_sought: Counter,
     /// Requests that the log lost.
@@ -168,6 +169,10 @@ impl Metrics {
             publishes_in_flight: all
                 .add("publishes_in_flight", "Requests that the log has not acknowledged yet"),
             pending_sends: all.add("pending_sends", "Sends of which it is not known yet what became of them"),
+            sends_waiting_max: all.add(
+                "sends_waiting_max",
+                "Sends that may wait for their first answer: fewer where they wait long to be stored",
+            ),
             fates_sought: all.add(
                 "fates_sought",
                 "Sends of which it was not heard what became of them, and that were found in Postgres",

@@ -117,7 +117,7 @@ export async function findChat(fits) {
 
 /** An ack that says the message is stored, or in the log and surely will be. */
 export function assertAccepted(ack) {
-  assert.deepEqual(Object.keys(ack), ["id", "status"]);
+  assert.deepEqual(Object.keys(ack), ["id", "status"], JSON.stringify(ack));
   assert.match(ack.id, CUID);
   assert.ok(isTaken(ack), JSON.stringify(ack));
   return ack.id;

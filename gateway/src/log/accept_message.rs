@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::error::ClientError;
 use crate::log::pending_sends::{Key, Nobody, Outcome, Outgoing, PendingSends, Ticket, Waiter};
 use crate::log::publisher::{PendingPublish, Publisher};
+use crate::log::send_permits::SendPermit;
 use crate::log::session_lookup::{Existence, SessionLookup};
 
 /// The answer to a send that is stored, or in the log and surely will be.
@@ -42,6 +43,8 @@ pub struct Send {
     /// Whether it can be sent again under its id.
     pub has_offset: bool,
     pub deadline: Instant,
+    /// Released once its waiter is told anything.
+    pub permit: Option<SendPermit>,
 }
 
 /// What a send goes through.
@@ -56,20 +59,21 @@ impl Send {
     /// What somebody says.
     pub fn message(session: SessionId, message: NewMessage, has_offset: bool) -> Self {
         let (id, record) = (message.id.clone(), Record::Message(message));
-        Self { session, id, record, has_offset, deadline: Publisher::deadline() }
+        Self { session, id, record, has_offset, deadline: Publisher::deadline(), permit: None }
     }
 
     /// What somebody changes about a session.
     pub fn change(session: SessionId, change: Change) -> Self {
         let id = MessageId::random();
         let record = Record::Change(NewChange { id: id.clone(), change });
-        Self { session, id, record, has_offset: false, deadline: Publisher::deadline() }
+        let deadline = Publisher::deadline();
+        Self { session, id, record, has_offset: false, deadline, permit: None }
     }
 }
 
 /// Puts a message or a change on its way into the log, if its session exists. Who waits for it is told what becomes of it.
 pub async fn put(way: Way<'_>, send: Send, mut waiter: Box<dyn Waiter>) {
-    let Send { session, id, record, has_offset, deadline } = send;
+    let Send { session, id, record, has_offset, deadline, permit } = send;
     let checked = match tokio::time::timeout_at(deadline, way.lookup.check(session)).await {
         Ok(Existence::Exists) => Ok(()),
         Ok(Existence::Absent) => Err(ClientError::session_not_found()),
@@ -86,6 +90,7 @@ pub async fn put(way: Way<'_>, send: Send, mut waiter: Box<dyn Waiter>) {
         key: Key::Message(id),
         is_unique: !has_offset,
         payload: payload.clone(),
+        permit,
     };
     let partition = way.partitions.partition_of(session);
     let Some(kept) = InDoubt::begin(way.pending, partition, outgoing, waiter) else { return };
@@ -98,6 +103,10 @@ pub async fn put(way: Way<'_>, send: Send, mut waiter: Box<dyn Waiter>) {
 
 /// Puts it on its way likewise, and waits for what becomes of it, or for that it is accepted.
 pub async fn outcome(way: Way<'_>, send: Send) -> Outcome {
+    let Some(permit) = way.publisher.send_permit(None) else {
+        return Outcome::Failed(ClientError::overloaded());
+    };
+    let send = Send { permit: Some(permit), ..send };
     let (sender, told) = oneshot::channel();
     put(way, send, Box::new(FirstOutcome(Some(sender)))).await;
     told.await.unwrap_or_else(|_| Outcome::Failed(ClientError::unavailable()))
@@ -122,7 +131,8 @@ pub async fn request(
     request: &Record,
 ) -> Result<u64, ClientError> {
     let payload = Bytes::from(request.encode().map_err(|_| ClientError::unavailable())?);
-    let outgoing = Outgoing { session, key, is_unique: true, payload: payload.clone() };
+    let outgoing =
+        Outgoing { session, key, is_unique: true, payload: payload.clone(), permit: None };
     let partition = way.partitions.partition_of(session);
     let kept = InDoubt::begin(way.pending, partition, outgoing, Box::new(Nobody));
     let kept = kept.ok_or_else(ClientError::overloaded)?;

@@ -6,5 +6,6 @@ pub mod health;
 pub mod pending_sends;
 pub mod progress;
 pub mod publisher;
+pub mod send_permits;
 pub mod session_lookup;
 pub mod slowest;

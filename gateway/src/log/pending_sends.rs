@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::db::rows::{Found, Sought, Words};
 use crate::error::{ClientError, ErrorCode};
+use crate::log::send_permits::SendPermit;
 use crate::log::slowest::Slowest;
 use crate::metrics::METRICS;
 
@@ -101,6 +102,8 @@ pub struct Outgoing {
     pub is_unique: bool,
     /// Its record.
     pub payload: Bytes,
+    /// Released once its waiter is told anything.
+    pub permit: Option<SendPermit>,
 }
 
 /// Names a send that is kept.
@@ -442,9 +445,13 @@ impl State {
 
     fn finish(&mut self, ticket: Ticket, outcome: Outcome) {
         let Some(mut pending) = self.remove(ticket) else { return };
+        let is_stored = outcome == Outcome::Stored;
         // Who was told that it is accepted takes it for stored.
-        if !(pending.is_accepted && outcome == Outcome::Stored) {
-            pending.waiter.tell(outcome);
+        if !(pending.is_accepted && is_stored) {
+            pending.tell(outcome);
+        }
+        if let Some(permit) = pending.send.permit.filter(|_| is_stored) {
+            permit.stored();
         }
     }
 
@@ -452,7 +459,7 @@ impl State {
         let Some(queue) = self.queues.get_mut(&ticket.partition) else { return };
         let Some(pending) = queue.sends.get_mut(&ticket.number) else { return };
         pending.is_accepted = true;
-        pending.waiter.tell(Outcome::Accepted);
+        pending.tell(Outcome::Accepted);
         self.accepted_bytes += pending.bytes();
         self.accepted.push_back(ticket);
         let mut open = queue.sends.range(queue.unanswered..).filter(|(_, it)| !it.is_accepted);
@@ -512,6 +519,13 @@ impl Queue {
 }
 
 impl Pending {
+    fn tell(&mut self, outcome: Outcome) {
+        if let Some(permit) = &mut self.send.permit {
+            permit.release();
+        }
+        self.waiter.tell(outcome);
+    }
+
     fn bytes(&self) -> usize {
         SEND_BYTES + self.send.payload.len()
     }
@@ -644,7 +658,8 @@ mod tests {
                 NewMessage { id: self.id.clone(), sender: Sender::User, content, is_ai: false };
             let payload = Record::Message(new).encode().unwrap().into();
             let key = Key::Message(self.id.clone());
-            let send = Outgoing { session: self.session, key, is_unique, payload };
+            let session = self.session;
+            let send = Outgoing { session, key, is_unique, payload, permit: None };
             let told = Listener::default();
             let ticket = self.sends.begin(Partition::FIRST, send, Box::new(told.clone()));
             (ticket.unwrap(), told)
@@ -773,6 +788,7 @@ mod tests {
             key: key.clone(),
             is_unique: false,
             payload: Bytes::new(),
+            permit: None,
         };
         assert!(bench.sends.begin(Partition::FIRST, send(), Box::new(told.clone())).is_none());
         assert_eq!(told.take(), [Outcome::Failed(ClientError::overloaded())]);
@@ -790,7 +806,8 @@ mod tests {
         for sequence in 0..1_200 {
             let session = SessionId::random();
             let key = Key::Opening(session);
-            let send = Outgoing { session, key, is_unique: true, payload: Bytes::new() };
+            let payload = Bytes::new();
+            let send = Outgoing { session, key, is_unique: true, payload, permit: None };
             let ticket = sends.begin(Partition::FIRST, send, Box::new(Nobody)).unwrap();
             sends.taken(ticket, sequence, Duration::ZERO);
         }

@@ -14,19 +14,18 @@ use shared::announcement;
 use shared::ids::SessionId;
 use shared::partition::{Partition, PartitionCount};
 use shared::subjects;
+use socketioxide::socket::Sid;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::error::{ClientError, ErrorCode as Code};
 use crate::log::health::{ANSWER_TIMEOUT, LogHealth};
+use crate::log::send_permits::{SendPermit, SendPermits};
 use crate::metrics::METRICS;
 
 /// Requests on their way to the log at a time. It bounds memory and the wait of the last one: at
 /// 30,000 a second it is a seventh of a second.
 const IN_FLIGHT_MAX: u32 = 4_096;
-/// Sends that wait before that, of all sockets together: the last one waits for less than a second. Beyond
-/// it a send is refused at once, not after seconds in which everything else came too late as well.
-const WAITING_MAX: usize = 16_384;
 
 pub struct Publisher {
     /// What is told to other gateways.
@@ -35,7 +34,7 @@ pub struct Publisher {
     open: watch::Sender<Option<PublishConnection>>,
     partitions: PartitionCount,
     permits: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
+    sends: SendPermits,
     health: LogHealth,
 }
 
@@ -54,9 +53,6 @@ pub struct PendingPublish {
     _permit: PublishPermit,
 }
 
-/// Room for one send to wait, while it is held.
-pub struct SendPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
-
 /// One of the [`IN_FLIGHT_MAX`].
 struct PublishPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
@@ -68,7 +64,7 @@ impl Publisher {
             open: watch::Sender::new(None),
             partitions,
             permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize)),
-            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            sends: SendPermits::default(),
             health,
         }
     }
@@ -97,9 +93,9 @@ impl Publisher {
         Instant::now() + ANSWER_TIMEOUT
     }
 
-    /// Room for one more send to wait; `None` if the log is too slow for what is sent.
-    pub fn send_permit(&self) -> Option<SendPermit> {
-        Arc::clone(&self.waiting).try_acquire_owned().map(SendPermit).ok()
+    /// Room for one more send of a socket, or of a request, to wait; `None` if what waits already cannot be stored soon.
+    pub fn send_permit(&self, socket: Option<Sid>) -> Option<SendPermit> {
+        self.sends.get(socket)
     }
 
     /// Puts the bytes of a request on their way. Requests get into the log in the order of these calls.

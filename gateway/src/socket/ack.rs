@@ -153,14 +153,17 @@ fn give<T: Serialize + ?Sized>(
     send: impl FnOnce(&RawValue) -> Result<(), SendError>,
 ) {
     let error = match to_raw_value(data) {
-        Ok(json) if !backlog::takes(socket, json.get().len()) => "too much waits for it".to_owned(),
+        // It was told when it came to that, and comes with each answer until the socket is gone.
+        Ok(json) if !backlog::takes(socket, json.get().len()) => None,
         Ok(json) => match send(&json) {
             Ok(()) | Err(SendError::Socket(SocketError::Closed)) => return,
-            Err(error) => error.to_string(),
+            Err(error) => Some(error.to_string()),
         },
-        Err(error) => error.to_string(),
+        Err(error) => Some(error.to_string()),
     };
-    tracing::warn!(socket = %socket.id, error, "a client takes no answers, cutting it off");
+    if let Some(error) = error {
+        tracing::warn!(socket = %socket.id, error, "a client takes no answers, cutting it off");
+    }
     METRICS.ack_failures.inc();
     disconnect(socket);
 }

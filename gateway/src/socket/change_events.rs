@@ -16,7 +16,6 @@ use crate::error::{ClientError, ErrorCode};
 use crate::fields::{Field, Fields, Kind};
 use crate::log::accept_message::{self, Send};
 use crate::log::pending_sends::{Outcome, Waiter};
-use crate::log::publisher::SendPermit;
 use crate::socket::ack::Ack;
 use crate::socket::connection::Connection;
 use crate::socket::payload::RawEvent;
@@ -90,7 +89,6 @@ struct Waiting {
     connection: Arc<Connection>,
     send: Send,
     asked: Asked,
-    _permit: SendPermit,
 }
 
 /// Who asked.
@@ -191,20 +189,20 @@ fn change_session(
     if connection.gateway.stop.is_cancelled() {
         return ack.refuse(&ClientError::stopping());
     }
-    let permit = connection.gateway.publisher.send_permit();
+    let permit = connection.gateway.publisher.send_permit(Some(ack.socket.id));
     let (Some(permit), Some(slot)) = (permit, connection.sends.reserve(event.bytes())) else {
         return ack.refuse(&ClientError::overloaded());
     };
     let (owner, mode) = (Arc::clone(connection), change.ai_enabled);
     let asked = Asked { connection: Arc::clone(connection), session, ack: Some(ack), mode };
-    let send = Send::change(session, change);
-    let waiting = Waiting { connection: owner, send, asked, _permit: permit };
+    let send = Send { permit: Some(permit), ..Send::change(session, change) };
+    let waiting = Waiting { connection: owner, send, asked };
     slot.run(move || waiting.run());
 }
 
 impl Waiting {
     async fn run(self) {
-        let Self { connection, send, asked, _permit } = self;
+        let Self { connection, send, asked } = self;
         accept_message::put(connection.gateway.way_of_sends(), send, Box::new(asked)).await;
     }
 }

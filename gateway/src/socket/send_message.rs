@@ -14,7 +14,6 @@ use crate::error::{ClientError, ErrorCode};
 use crate::fields::{Field, Fields, Kind, echo, echoes};
 use crate::log::accept_message::{self, Acked, Send};
 use crate::log::pending_sends::{Outcome, Waiter};
-use crate::log::publisher::SendPermit;
 use crate::socket::ack::{Ack, MessageError};
 use crate::socket::connection::Connection;
 use crate::socket::line::Line;
@@ -42,7 +41,6 @@ struct Waiting {
     connection: Arc<Connection>,
     send: Send,
     asked: Asked,
-    _permit: SendPermit,
 }
 
 /// Who asked, and with which words.
@@ -63,16 +61,17 @@ pub fn on_send(connection: &Arc<Connection>, sender: Sender, event: &RawEvent, a
         return refuse(sender, event, ack, &ClientError::stopping());
     }
     // Before it is read: the more there is to refuse, the less time it may take from what is not.
-    let Some(permit) = connection.gateway.publisher.send_permit() else {
+    let Some(permit) = connection.gateway.publisher.send_permit(Some(ack.socket.id)) else {
         return refuse(sender, event, ack, &ClientError::overloaded());
     };
     let mut asked = Asked::new(ack, sender, Arc::clone(&connection.line));
     match parse(event, &mut asked, connection) {
-        Ok(send) => {
+        Ok(mut send) => {
+            send.permit = Some(permit);
             let owner = Arc::clone(connection);
             match connection.sends.reserve(event.bytes()) {
                 Some(slot) => {
-                    let waiting = Waiting { connection: owner, send, asked, _permit: permit };
+                    let waiting = Waiting { connection: owner, send, asked };
                     slot.run(move || waiting.run());
                 }
                 None => asked.fail(&ClientError::overloaded()),
@@ -127,7 +126,7 @@ fn parse(
 
 impl Waiting {
     async fn run(self) {
-        let Self { connection, send, asked, _permit } = self;
+        let Self { connection, send, asked } = self;
         accept_message::put(connection.gateway.way_of_sends(), send, Box::new(asked)).await;
     }
 }

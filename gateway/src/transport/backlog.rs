@@ -257,21 +257,26 @@ pub fn of(socket: &SocketRef) -> Option<Arc<Backlog>> {
 
 /// Adds what is about to be emitted to a socket; `false` if it must not be: too much waits for it.
 pub fn takes(socket: &SocketRef, bytes: usize) -> bool {
-    of(socket).is_none_or(|backlog| weighed(&backlog, backlog.add(bytes)))
+    of(socket).is_none_or(|backlog| weighed(socket, &backlog, backlog.add(bytes)))
 }
 
 /// The same for what is held back, until [`Backlog::let_go`].
 pub fn holds(socket: &SocketRef, bytes: usize) -> bool {
-    of(socket).is_none_or(|backlog| weighed(&backlog, backlog.hold(bytes)))
+    of(socket).is_none_or(|backlog| weighed(socket, &backlog, backlog.hold(bytes)))
 }
 
-fn weighed(backlog: &Backlog, takes: bool) -> bool {
+fn weighed(socket: &SocketRef, backlog: &Backlog, takes: bool) -> bool {
     if takes {
         backlog.look_at_shared();
     } else if backlog.end() {
-        METRICS.overfull(Overfull::Socket);
+        tell_end(socket, Overfull::Socket);
     }
     takes
+}
+
+fn tell_end(socket: &SocketRef, why: Overfull) {
+    tracing::warn!(socket = %socket.id, why = why.as_str(), "too much waits for a socket, cutting it off");
+    METRICS.overfull(why);
 }
 
 /// What waits for all sockets.
@@ -353,8 +358,7 @@ impl Backlogs {
             ended.append(&mut lock(&self.ended));
             // Not under the lock: a socket that ends is removed from here.
             for (socket, why) in ended {
-                tracing::warn!(socket = %socket.id, why = why.as_str(), "too much waits for a socket, cutting it off");
-                METRICS.overfull(why);
+                tell_end(&socket, why);
                 disconnect(&socket);
             }
         }
