@@ -25,6 +25,11 @@ pub type Statement<'q> = Query<'q, Postgres, PgArguments>;
 
 /// How long a connection that answered is taken for one that answers.
 const FRESH: Duration = Duration::from_millis(100);
+/// Bound of the question whether one that rested is still there: a part of what its asker waits.
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
+/// What nobody used for so long, or was made so long ago, goes back to the driver's pool, which ends what it has had for long.
+const RESTED: Duration = Duration::from_mins(1);
+const OLD: Duration = Duration::from_mins(30);
 
 /// So many connections at most. Cheap to clone.
 ///
@@ -39,48 +44,51 @@ pub struct Pool {
     connections: PgPool,
     /// One for each connection that there may be: who has one will get a connection, or is who makes it.
     permits: Arc<Semaphore>,
-    fresh: Arc<Fresh>,
+    idle: Arc<Idle>,
     /// Longest wait of who asks.
     wait: Duration,
     /// What is set in each of the transactions that a pooler needs.
     set_local: Option<Arc<str>>,
 }
 
-/// Connections that nobody uses, the latest to answer last, with the time when they did.
+/// Connections that nobody uses, the latest to answer last.
 #[derive(Debug, Default)]
-struct Fresh(Mutex<Vec<(PoolConnection<Postgres>, Instant)>>);
+struct Idle(Mutex<Vec<Kept>>);
 
-/// A connection that was kept.
-enum Kept {
-    Fresh(PoolConnection<Postgres>),
-    /// It must be asked whether it is still there. Not by the driver's pool: that has a connection back only after a while,
-    /// and meanwhile makes another one.
-    Stale(PoolConnection<Postgres>),
+#[derive(Debug)]
+struct Kept {
+    connection: PoolConnection<Postgres>,
+    /// When it was made, or came from the driver's pool.
+    since: Instant,
+    answered_at: Instant,
 }
 
-impl Fresh {
-    fn kept(&self) -> MutexGuard<'_, Vec<(PoolConnection<Postgres>, Instant)>> {
+impl Idle {
+    fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, connection: PoolConnection<Postgres>) {
-        self.kept().push((connection, Instant::now()));
+    fn put(&self, connection: PoolConnection<Postgres>, since: Instant) {
+        self.kept().push(Kept { connection, since, answered_at: Instant::now() });
     }
 
-    /// The latest. If it is not fresh any more, the others go back to the driver's pool.
+    /// The latest.
     fn take(&self) -> Option<Kept> {
         let mut kept = self.kept();
-        let (connection, answered_at) = kept.pop()?;
-        if answered_at.elapsed() < FRESH {
-            return Some(Kept::Fresh(connection));
-        }
+        let has_rested = |one: &Kept| one.answered_at.elapsed() > RESTED;
+        let rested = kept.partition_point(has_rested);
+        let rested: Vec<_> = kept.drain(..rested).collect();
+        let latest = kept.pop();
         drop(kept);
-        drop(self.take_all());
-        Some(Kept::Stale(connection))
+        drop(rested);
+        latest.filter(|latest| latest.since.elapsed() < OLD)
     }
 
-    fn take_all(&self) -> Vec<(PoolConnection<Postgres>, Instant)> {
-        mem::take(&mut *self.kept())
+    /// One is gone: so are the others, or they cost less to make again than to be waited for.
+    fn close_all(&self) {
+        for mut one in mem::take(&mut *self.kept()) {
+            one.connection.close_on_drop();
+        }
     }
 
     fn len(&self) -> usize {
@@ -88,10 +96,23 @@ impl Fresh {
     }
 }
 
+impl Kept {
+    /// Whether it is still there. Not for the driver's pool to ask: that has a connection back only after its answer, and
+    /// makes another one for who comes meanwhile.
+    async fn answers(&mut self) -> bool {
+        let answers = matches!(timeout(PING_TIMEOUT, self.connection.ping()).await, Ok(Ok(())));
+        if !answers {
+            self.connection.close_on_drop();
+        }
+        answers
+    }
+}
+
 /// A connection of a [`Pool`], until it is dropped.
 #[derive(Debug)]
 pub struct Connection {
     held: Held,
+    since: Instant,
     /// Whether nobody asked if it is still there.
     is_kept: bool,
     /// Given back behind the connection.
@@ -155,7 +176,7 @@ impl Pool {
         Self {
             connections: pool.connect_lazy_with(connect),
             permits: Arc::new(Semaphore::new(connections as usize)),
-            fresh: Arc::default(),
+            idle: Arc::default(),
             wait: ACQUIRE_TIMEOUT,
             set_local: set_local.map(Arc::from),
         }
@@ -178,28 +199,32 @@ impl Pool {
     async fn request(&self) -> sqlx::Result<Connection> {
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
-        let stale = match self.fresh.take() {
-            Some(Kept::Fresh(connection)) => {
+        let rested = match self.idle.take() {
+            Some(Kept { connection, since, answered_at }) if answered_at.elapsed() < FRESH => {
                 let held = Held::Session(connection);
-                return Ok(Connection { held, is_kept: true, _permit: permit });
+                return Ok(Connection { held, since, is_kept: true, _permit: permit });
             }
-            Some(Kept::Stale(connection)) => Some(connection),
-            None => None,
+            rested => rested,
         };
-        let (connections, set_local) = (self.connections.clone(), self.set_local.clone());
+        let pool = self.clone();
         let request = tokio::spawn(async move {
-            let there = match stale {
-                Some(connection) => still_there(connection).await,
-                None => None,
-            };
-            let held = match there {
-                Some(connection) => Held::Session(connection),
-                None => open(&connections, set_local.as_deref()).await?,
-            };
-            Ok(Connection { held, is_kept: false, _permit: permit })
+            let (held, since) = pool.rested_or_new(rested).await?;
+            Ok(Connection { held, since, is_kept: false, _permit: permit })
         });
         // It outlasts who waits for it. What nobody waits for any more goes into the pool as it is dropped.
         request.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+    }
+
+    /// This one, if it is still there.
+    async fn rested_or_new(&self, rested: Option<Kept>) -> sqlx::Result<(Held, Instant)> {
+        if let Some(mut rested) = rested {
+            if rested.answers().await {
+                return Ok((Held::Session(rested.connection), rested.since));
+            }
+            self.idle.close_all();
+        }
+        let held = open(&self.connections, self.set_local.as_deref()).await?;
+        Ok((held, Instant::now()))
     }
 
     /// All rows of a statement, which is prepared for the next time. It reads, or may as well be done twice: it is asked
@@ -268,7 +293,8 @@ impl Pool {
         let is_kept = connection.is_kept;
         match self.read_on(&mut connection, sql.clone(), arguments.clone()).await {
             Err(error) if is_kept && is_gone(&error) => {
-                drop((connection, self.fresh.take_all()));
+                drop(connection);
+                self.idle.close_all();
                 connection = self.get().await?;
                 let rows = self.read_on(&mut connection, sql, arguments).await?;
                 self.keep(connection);
@@ -295,7 +321,7 @@ impl Pool {
     /// For the next one, who need not ask whether it is still there: it has just answered.
     fn keep(&self, connection: Connection) {
         if let Held::Session(session) = connection.held {
-            self.fresh.put(session);
+            self.idle.put(session, connection.since);
         }
     }
 
@@ -311,7 +337,7 @@ impl Pool {
 
     /// How many of them nobody uses.
     pub fn idle(&self) -> usize {
-        self.connections.num_idle() + self.fresh.len()
+        self.connections.num_idle() + self.idle.len()
     }
 
     /// How many there may be.
@@ -327,15 +353,6 @@ fn is_gone(error: &sqlx::Error) -> bool {
         sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
         _ => false,
     }
-}
-
-/// The connection, if it answers.
-async fn still_there(mut connection: PoolConnection<Postgres>) -> Option<PoolConnection<Postgres>> {
-    if matches!(timeout(ACQUIRE_TIMEOUT, connection.ping()).await, Ok(Ok(()))) {
-        return Some(connection);
-    }
-    connection.close_on_drop();
-    None
 }
 
 async fn open(connections: &PgPool, set_local: Option<&str>) -> sqlx::Result<Held> {

@@ -73,7 +73,7 @@ impl Send {
 
 /// Puts a message or a change on its way into the log, if its session exists. Who waits for it is told what becomes of it.
 pub async fn put(way: Way<'_>, send: Send, mut waiter: Box<dyn Waiter>) {
-    let Send { session, id, record, has_offset, deadline, permit } = send;
+    let Send { session, id, record, has_offset, deadline, mut permit } = send;
     let checked = match tokio::time::timeout_at(deadline, way.lookup.check(session)).await {
         Ok(Existence::Exists) => Ok(()),
         Ok(Existence::Absent) => Err(ClientError::session_not_found()),
@@ -85,6 +85,9 @@ pub async fn put(way: Way<'_>, send: Send, mut waiter: Box<dyn Waiter>) {
         Ok(payload) => Bytes::from(payload),
         Err(error) => return waiter.tell(Outcome::Failed(error)),
     };
+    if let Some(permit) = &mut permit {
+        permit.begin_wait();
+    }
     let outgoing = Outgoing {
         session,
         key: Key::Message(id),

@@ -621,6 +621,7 @@ mod tests {
     use shared::record::NewMessage;
 
     use super::*;
+    use crate::log::send_permits::SendPermits;
 
     /// Keeps what it is told.
     #[derive(Clone, Default)]
@@ -639,6 +640,7 @@ mod tests {
     }
 
     struct Bench {
+        permits: SendPermits,
         sends: PendingSends,
         session: SessionId,
         id: MessageId,
@@ -649,7 +651,8 @@ mod tests {
             let settings =
                 AckSettings { stored_wait: Duration::ZERO, log_sync: Duration::ZERO, guard_bytes };
             let sends = PendingSends::new(settings);
-            Self { sends, session: SessionId::random(), id: MessageId::random() }
+            let (session, id) = (SessionId::random(), MessageId::random());
+            Self { permits: SendPermits::default(), sends, session, id }
         }
 
         fn send(&self, content: &str, is_unique: bool) -> (Ticket, Listener) {
@@ -658,8 +661,8 @@ mod tests {
                 NewMessage { id: self.id.clone(), sender: Sender::User, content, is_ai: false };
             let payload = Record::Message(new).encode().unwrap().into();
             let key = Key::Message(self.id.clone());
-            let session = self.session;
-            let send = Outgoing { session, key, is_unique, payload, permit: None };
+            let (session, permit) = (self.session, self.permits.get(None));
+            let send = Outgoing { session, key, is_unique, payload, permit };
             let told = Listener::default();
             let ticket = self.sends.begin(Partition::FIRST, send, Box::new(told.clone()));
             (ticket.unwrap(), told)
@@ -740,6 +743,25 @@ mod tests {
             assert_eq!(told.take(), wanted);
             assert_eq!(bench.sends.lock().accepted_bytes, 0);
         }
+    }
+
+    #[test]
+    fn a_send_takes_room_until_its_first_answer() {
+        let bench = Bench::new(1_000_000);
+        let (stored, _) = bench.send("Hello!", false);
+        bench.sends.taken(stored, 7, Duration::ZERO);
+        assert_eq!(bench.permits.held(), 1);
+        bench.tell(7, Fate::Stored, "Hello!");
+        assert_eq!(bench.permits.held(), 0);
+        let (accepted, _) = bench.send("Hello again!", false);
+        bench.sends.taken(accepted, 8, Duration::ZERO);
+        assert_eq!(bench.permits.held(), 1);
+        bench.sends.answer_due();
+        bench.sends.answer_due();
+        assert_eq!(bench.permits.held(), 0, "it is kept, and was answered");
+        let (failed, _) = bench.send("Nobody hears it", false);
+        bench.sends.failed(failed, ClientError::unavailable());
+        assert_eq!(bench.permits.held(), 0);
     }
 
     #[test]

@@ -15,8 +15,7 @@ use crate::metrics::METRICS;
 
 /// At 20,000 a second the last one waits for less than a second.
 const MOST: usize = 16_384;
-/// A few batches of a persister: fewer would make nothing faster where each commit is slow. Where Postgres is away sends
-/// are accepted within a fifth of a second, once it is known, and these are 10,000 a second.
+/// A few batches of a persister: fewer would make nothing faster where each commit is slow.
 const LEAST: usize = 2_048;
 /// One socket may have this part of them: whoever floods is refused before others are.
 const SHARE: usize = 4;
@@ -24,6 +23,8 @@ const SHARE: usize = 4;
 const TARGET: Duration = Duration::from_millis(500);
 /// Pause between two changes of the bound.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Where nothing is stored for so long Postgres is away: what bounds then is what the log takes.
+const AWAY: Duration = Duration::from_secs(1);
 
 /// Gives permits to sends.
 pub struct SendPermits(Arc<Mutex<State>>);
@@ -64,9 +65,19 @@ impl SendPermits {
         let permits = Arc::clone(&self.0);
         Some(SendPermit { permits, socket, given: Instant::now(), is_held: true })
     }
+
+    #[cfg(test)]
+    pub fn held(&self) -> usize {
+        lock(&self.0).held
+    }
 }
 
 impl SendPermit {
+    /// From here on it waits for what is stored, and for nothing before that.
+    pub fn begin_wait(&mut self) {
+        self.given = Instant::now();
+    }
+
     /// Its send was answered.
     pub fn release(&mut self) {
         if std::mem::take(&mut self.is_held) {
@@ -88,19 +99,23 @@ impl Drop for SendPermit {
 }
 
 impl State {
+    /// Whether there was room for one more.
     fn take(&mut self, socket: Option<Sid>) -> bool {
-        let (bound, share) = (self.bound, self.share());
-        if self.held >= bound {
+        let has_room = |state: &mut Self| {
+            let of_socket = socket.and_then(|socket| state.by_socket.get(&socket).copied());
+            state.held < state.bound && of_socket.is_none_or(|held| held < state.share())
+        };
+        if !has_room(self) {
             self.is_short = true;
-            return false;
-        }
-        if let Some(socket) = socket {
-            let held = self.by_socket.entry(socket).or_default();
-            if *held >= share {
-                self.is_short = true;
+            if self.changed.elapsed() > AWAY {
+                self.set_bound(MOST);
+            }
+            if !has_room(self) {
                 return false;
             }
-            *held += 1;
+        }
+        if let Some(socket) = socket {
+            *self.by_socket.entry(socket).or_default() += 1;
         }
         self.held += 1;
         true
@@ -239,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_bound_that_is_not_needed_any_more_goes_where_commits_are_slow_too() {
+    async fn what_can_be_stored_is_taken_again_where_commits_are_slow_too() {
         let mut machine = Machine::new(30);
         machine.run(10, 200, 100).await;
         assert!(machine.bound() < MOST / 2, "{}", machine.bound());
@@ -252,10 +267,12 @@ mod tests {
         let mut machine = Machine::new(1);
         // It was busy before, which leaves less room.
         machine.run(5, 40, 20).await;
-        machine.run(5, 5, 20).await;
-        assert_eq!(machine.run(15, 10, 0).await, 0);
-        assert!(machine.waits() > Duration::from_secs(14));
-        assert_eq!(machine.run(10, 10, 40).await, 0);
+        assert_eq!(machine.bound(), LEAST);
+        machine.run(2, 200, 0).await;
+        assert_eq!(machine.run(13, 10, 0).await, 0);
+        assert_eq!(machine.bound(), MOST);
+        assert!(machine.waits() > Duration::from_secs(13));
+        assert_eq!(machine.run(10, 10, 80).await, 0);
         assert_eq!(machine.waits(), Duration::ZERO);
     }
 
@@ -269,12 +286,13 @@ mod tests {
         assert!(permits.get(flood).is_none());
         let of_other: Vec<_> = std::iter::from_fn(|| permits.get(other)).collect();
         assert_eq!(of_other.len(), LEAST / SHARE);
+        bound(LEAST + LEAST / 8);
         of_flood.truncate(LEAST / SHARE - 1);
         assert!(permits.get(flood).is_some());
         of_flood.clear();
         bound(MOST);
         drop(of_other);
-        assert_eq!(permits.0.lock().unwrap().held, 0);
+        assert_eq!(permits.held(), 0);
     }
 
     #[test]

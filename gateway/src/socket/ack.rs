@@ -152,16 +152,17 @@ fn give<T: Serialize + ?Sized>(
     data: &T,
     send: impl FnOnce(&RawValue) -> Result<(), SendError>,
 ) {
+    let was_over = backlog::is_over(socket);
     let error = match to_raw_value(data) {
-        // It was told when it came to that, and comes with each answer until the socket is gone.
-        Ok(json) if !backlog::takes(socket, json.get().len()) => None,
+        Ok(json) if !backlog::takes(socket, json.get().len()) => "too much waits for it".to_owned(),
         Ok(json) => match send(&json) {
             Ok(()) | Err(SendError::Socket(SocketError::Closed)) => return,
-            Err(error) => Some(error.to_string()),
+            Err(error) => error.to_string(),
         },
-        Err(error) => Some(error.to_string()),
+        Err(error) => error.to_string(),
     };
-    if let Some(error) = error {
+    // What it sent before it is gone is answered in vain, too.
+    if !was_over {
         tracing::warn!(socket = %socket.id, error, "a client takes no answers, cutting it off");
     }
     METRICS.ack_failures.inc();

@@ -255,28 +255,28 @@ pub fn of(socket: &SocketRef) -> Option<Arc<Backlog>> {
     socket.extensions.get()
 }
 
+/// Whether nothing more is emitted to a socket: too much waited for it.
+pub fn is_over(socket: &SocketRef) -> bool {
+    of(socket).is_some_and(|backlog| backlog.is_over())
+}
+
 /// Adds what is about to be emitted to a socket; `false` if it must not be: too much waits for it.
 pub fn takes(socket: &SocketRef, bytes: usize) -> bool {
-    of(socket).is_none_or(|backlog| weighed(socket, &backlog, backlog.add(bytes)))
+    of(socket).is_none_or(|backlog| weighed(&backlog, backlog.add(bytes)))
 }
 
 /// The same for what is held back, until [`Backlog::let_go`].
 pub fn holds(socket: &SocketRef, bytes: usize) -> bool {
-    of(socket).is_none_or(|backlog| weighed(socket, &backlog, backlog.hold(bytes)))
+    of(socket).is_none_or(|backlog| weighed(&backlog, backlog.hold(bytes)))
 }
 
-fn weighed(socket: &SocketRef, backlog: &Backlog, takes: bool) -> bool {
+fn weighed(backlog: &Backlog, takes: bool) -> bool {
     if takes {
         backlog.look_at_shared();
     } else if backlog.end() {
-        tell_end(socket, Overfull::Socket);
+        METRICS.overfull(Overfull::Socket);
     }
     takes
-}
-
-fn tell_end(socket: &SocketRef, why: Overfull) {
-    tracing::warn!(socket = %socket.id, why = why.as_str(), "too much waits for a socket, cutting it off");
-    METRICS.overfull(why);
 }
 
 /// What waits for all sockets.
@@ -358,7 +358,8 @@ impl Backlogs {
             ended.append(&mut lock(&self.ended));
             // Not under the lock: a socket that ends is removed from here.
             for (socket, why) in ended {
-                tell_end(&socket, why);
+                tracing::warn!(socket = %socket.id, why = why.as_str(), "too much waits for a socket, cutting it off");
+                METRICS.overfull(why);
                 disconnect(&socket);
             }
         }
