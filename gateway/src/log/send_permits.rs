@@ -17,7 +17,8 @@ use crate::metrics::METRICS;
 const MOST: usize = 16_384;
 /// A few batches of a persister: fewer would make nothing faster where each commit is slow.
 const LEAST: usize = 2_048;
-/// One socket may have this part of them: whoever floods is refused before others are.
+/// One socket may have this part of the most, as many as its lane has, and takes this part of the room at most: whoever floods is
+/// refused before others are, and who has much to say on a slow machine is not.
 const SHARE: usize = 4;
 /// So long may a send wait to be stored.
 const TARGET: Duration = Duration::from_millis(500);
@@ -38,7 +39,7 @@ pub struct SendPermit {
 }
 
 struct State {
-    /// Of each socket no more than its share: what is beyond, from when more might wait, takes nobody else's room.
+    /// Of each socket no more than its share: what is beyond takes nobody else's room.
     held: usize,
     by_socket: HashMap<Sid, usize>,
     bound: usize,
@@ -103,7 +104,7 @@ impl State {
     fn take(&mut self, socket: Option<Sid>) -> bool {
         let has_room = |state: &mut Self| {
             let of_socket = socket.and_then(|socket| state.by_socket.get(&socket).copied());
-            state.held < state.bound && of_socket.is_none_or(|held| held < state.share())
+            state.held < state.bound && of_socket.is_none_or(|held| held < MOST / SHARE)
         };
         if !has_room(self) {
             self.is_short = true;
@@ -114,10 +115,14 @@ impl State {
                 return false;
             }
         }
-        if let Some(socket) = socket {
-            *self.by_socket.entry(socket).or_default() += 1;
+        let share = self.share();
+        let of_socket = socket.map(|socket| self.by_socket.entry(socket).or_default());
+        if of_socket.as_ref().is_none_or(|held| **held < share) {
+            self.held += 1;
         }
-        self.held += 1;
+        if let Some(held) = of_socket {
+            *held += 1;
+        }
         true
     }
 
@@ -277,21 +282,24 @@ mod tests {
     }
 
     #[test]
-    fn who_had_more_when_more_might_wait_takes_nobody_elses_room() {
+    fn one_socket_takes_a_share_of_the_room_however_much_it_sends() {
         let permits = SendPermits::default();
         let (flood, other) = (Some(Sid::new()), Some(Sid::new()));
-        let mut of_flood: Vec<_> = std::iter::from_fn(|| permits.get(flood)).collect();
+        let all = |socket| -> Vec<_> { std::iter::from_fn(|| permits.get(socket)).collect() };
         let bound = |bound| permits.0.lock().unwrap().set_bound(bound);
+        let mut of_flood = all(flood);
         bound(LEAST);
-        assert!(permits.get(flood).is_none());
-        let of_other: Vec<_> = std::iter::from_fn(|| permits.get(other)).collect();
-        assert_eq!(of_other.len(), LEAST / SHARE);
+        let mut of_other = all(other);
+        assert_eq!((of_flood.len(), of_other.len()), (MOST / SHARE, MOST / SHARE));
+        assert_eq!(permits.held(), 2 * LEAST / SHARE);
         bound(LEAST + LEAST / 8);
-        of_flood.truncate(LEAST / SHARE - 1);
-        assert!(permits.get(flood).is_some());
-        of_flood.clear();
+        assert_eq!(permits.held(), 2 * (LEAST + LEAST / 8) / SHARE);
+        of_flood.truncate(10);
+        of_other.truncate(LEAST);
+        assert_eq!(permits.held(), 10 + (LEAST + LEAST / 8) / SHARE);
         bound(MOST);
-        drop(of_other);
+        assert_eq!(permits.held(), 10 + LEAST);
+        drop((of_flood, of_other));
         assert_eq!(permits.held(), 0);
     }
 
