@@ -86,7 +86,9 @@ impl Idle {
 
     /// One is gone: so are the others, or they cost less to make again than to be waited for.
     fn close_all(&self) {
-        for mut one in mem::take(&mut *self.kept()) {
+        // Not under the lock.
+        let kept = mem::take(&mut *self.kept());
+        for mut one in kept {
             one.connection.close_on_drop();
         }
     }

@@ -43,8 +43,6 @@ pub struct Send {
     /// Whether it can be sent again under its id.
     pub has_offset: bool,
     pub deadline: Instant,
-    /// Released once its waiter is told anything.
-    pub permit: Option<SendPermit>,
 }
 
 /// What a send goes through.
@@ -59,21 +57,20 @@ impl Send {
     /// What somebody says.
     pub fn message(session: SessionId, message: NewMessage, has_offset: bool) -> Self {
         let (id, record) = (message.id.clone(), Record::Message(message));
-        Self { session, id, record, has_offset, deadline: Publisher::deadline(), permit: None }
+        Self { session, id, record, has_offset, deadline: Publisher::deadline() }
     }
 
     /// What somebody changes about a session.
     pub fn change(session: SessionId, change: Change) -> Self {
         let id = MessageId::random();
         let record = Record::Change(NewChange { id: id.clone(), change });
-        let deadline = Publisher::deadline();
-        Self { session, id, record, has_offset: false, deadline, permit: None }
+        Self { session, id, record, has_offset: false, deadline: Publisher::deadline() }
     }
 }
 
 /// Puts a message or a change on its way into the log, if its session exists. Who waits for it is told what becomes of it.
-pub async fn put(way: Way<'_>, send: Send, mut waiter: Box<dyn Waiter>) {
-    let Send { session, id, record, has_offset, deadline, mut permit } = send;
+pub async fn put(way: Way<'_>, send: Send, mut permit: SendPermit, mut waiter: Box<dyn Waiter>) {
+    let Send { session, id, record, has_offset, deadline } = send;
     let checked = match tokio::time::timeout_at(deadline, way.lookup.check(session)).await {
         Ok(Existence::Exists) => Ok(()),
         Ok(Existence::Absent) => Err(ClientError::session_not_found()),
@@ -85,15 +82,13 @@ pub async fn put(way: Way<'_>, send: Send, mut waiter: Box<dyn Waiter>) {
         Ok(payload) => Bytes::from(payload),
         Err(error) => return waiter.tell(Outcome::Failed(error)),
     };
-    if let Some(permit) = &mut permit {
-        permit.begin_wait();
-    }
+    permit.begin_wait();
     let outgoing = Outgoing {
         session,
         key: Key::Message(id),
         is_unique: !has_offset,
         payload: payload.clone(),
-        permit,
+        permit: Some(permit),
     };
     let partition = way.partitions.partition_of(session);
     let Some(kept) = InDoubt::begin(way.pending, partition, outgoing, waiter) else { return };
@@ -109,9 +104,8 @@ pub async fn outcome(way: Way<'_>, send: Send) -> Outcome {
     let Some(permit) = way.publisher.send_permit(None) else {
         return Outcome::Failed(ClientError::overloaded());
     };
-    let send = Send { permit: Some(permit), ..send };
     let (sender, told) = oneshot::channel();
-    put(way, send, Box::new(FirstOutcome(Some(sender)))).await;
+    put(way, send, permit, Box::new(FirstOutcome(Some(sender)))).await;
     told.await.unwrap_or_else(|_| Outcome::Failed(ClientError::unavailable()))
 }
 

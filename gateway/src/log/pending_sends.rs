@@ -102,7 +102,7 @@ pub struct Outgoing {
     pub is_unique: bool,
     /// Its record.
     pub payload: Bytes,
-    /// Released once its waiter is told anything.
+    /// Released once its waiter is told anything. Openings and erasures need none.
     pub permit: Option<SendPermit>,
 }
 

@@ -16,6 +16,7 @@ use crate::error::{ClientError, ErrorCode};
 use crate::fields::{Field, Fields, Kind};
 use crate::log::accept_message::{self, Send};
 use crate::log::pending_sends::{Outcome, Waiter};
+use crate::log::send_permits::SendPermit;
 use crate::socket::ack::Ack;
 use crate::socket::connection::Connection;
 use crate::socket::payload::RawEvent;
@@ -88,6 +89,7 @@ struct Lost<'a> {
 struct Waiting {
     connection: Arc<Connection>,
     send: Send,
+    permit: SendPermit,
     asked: Asked,
 }
 
@@ -195,15 +197,15 @@ fn change_session(
     };
     let (owner, mode) = (Arc::clone(connection), change.ai_enabled);
     let asked = Asked { connection: Arc::clone(connection), session, ack: Some(ack), mode };
-    let send = Send { permit: Some(permit), ..Send::change(session, change) };
-    let waiting = Waiting { connection: owner, send, asked };
+    let send = Send::change(session, change);
+    let waiting = Waiting { connection: owner, send, permit, asked };
     slot.run(move || waiting.run());
 }
 
 impl Waiting {
     async fn run(self) {
-        let Self { connection, send, asked } = self;
-        accept_message::put(connection.gateway.way_of_sends(), send, Box::new(asked)).await;
+        let Self { connection, send, permit, asked } = self;
+        accept_message::put(connection.gateway.way_of_sends(), send, permit, Box::new(asked)).await;
     }
 }
 

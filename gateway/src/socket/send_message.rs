@@ -14,6 +14,7 @@ use crate::error::{ClientError, ErrorCode};
 use crate::fields::{Field, Fields, Kind, echo, echoes};
 use crate::log::accept_message::{self, Acked, Send};
 use crate::log::pending_sends::{Outcome, Waiter};
+use crate::log::send_permits::SendPermit;
 use crate::socket::ack::{Ack, MessageError};
 use crate::socket::connection::Connection;
 use crate::socket::line::Line;
@@ -40,6 +41,7 @@ impl Fields for Payload {
 struct Waiting {
     connection: Arc<Connection>,
     send: Send,
+    permit: SendPermit,
     asked: Asked,
 }
 
@@ -66,12 +68,11 @@ pub fn on_send(connection: &Arc<Connection>, sender: Sender, event: &RawEvent, a
     };
     let mut asked = Asked::new(ack, sender, Arc::clone(&connection.line));
     match parse(event, &mut asked, connection) {
-        Ok(mut send) => {
-            send.permit = Some(permit);
+        Ok(send) => {
             let owner = Arc::clone(connection);
             match connection.sends.reserve(event.bytes()) {
                 Some(slot) => {
-                    let waiting = Waiting { connection: owner, send, asked };
+                    let waiting = Waiting { connection: owner, send, permit, asked };
                     slot.run(move || waiting.run());
                 }
                 None => asked.fail(&ClientError::overloaded()),
@@ -126,8 +127,8 @@ fn parse(
 
 impl Waiting {
     async fn run(self) {
-        let Self { connection, send, asked } = self;
-        accept_message::put(connection.gateway.way_of_sends(), send, Box::new(asked)).await;
+        let Self { connection, send, permit, asked } = self;
+        accept_message::put(connection.gateway.way_of_sends(), send, permit, Box::new(asked)).await;
     }
 }
 
